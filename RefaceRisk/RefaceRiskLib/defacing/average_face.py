@@ -1,0 +1,59 @@
+"""Average face (as mri_reface, Schwarz et al. 2021): the face is replaced by a population average.
+
+Re-implemented on our own template. The average head is registered to what is left of the head by an affine and a smooth
+deformation, its skin and tissue are drawn into the removed voxels, and its intensities follow the head's own on the
+other side of the seam.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from ..registration import Registration, bent, deform, pull, working_image
+from ..surface.draw import draw_face
+from ..surface.extract import skin_level
+from ..template import Grid, Template
+from ..volumes import Volume
+from .base import Head
+from .mri_deface import mri_deface
+from .pydeface import pydeface
+
+
+def average_face(head: Head, margin_mm: float = 8.0) -> np.ndarray:
+    """The voxels that get the average face: those of both face masks, (I, J, K) bool."""
+    return mri_deface(head, margin_mm) | pydeface(head, margin_mm)
+
+
+def replace_face(head: Volume, removed: np.ndarray, registration: Registration, template: Template) -> Volume:
+    """Draw the average face into the removed voxels. Voxels outside ``removed`` stay bit for bit.
+
+    ``registration`` is that of the head with the template; its affine is kept and a deformation is added that only the
+    voxels outside ``removed`` drive.
+    """
+    image, affine = working_image(head, template.spacing)
+    matrix = registration.matrix
+    affine_only = Registration(matrix)
+    gone = pull(removed.astype(np.float32), head.affine, affine_only, template.shape, template.affine) > 0.01
+    inside = pull(np.ones(head.shape, np.float32), head.affine, affine_only, template.shape, template.affine) > 0.5
+    # Two voxels around the hole would compare the cut with the average skin.
+    known = inside & ~ndimage.binary_dilation(gone, iterations=2)
+    displacement = deform(image, affine, template, matrix, known.astype(np.float32))
+    warped = Registration(matrix, displacement)
+    grid = Grid(template.shape, template.affine)
+    distance = bent(template.skin_distance, template.affine, warped, cval=40.0)
+    level = skin_level(head)
+    seen = pull(head.intensities, head.affine, affine_only, template.shape, template.affine)
+    tissue = matched_tissue(bent(template.tissue, template.affine, warped), seen, known, level)
+    return draw_face(head, removed, affine_only, [(distance, grid)], [(tissue, grid)], level)
+
+
+def matched_tissue(average: np.ndarray, seen: np.ndarray, known: np.ndarray, level: float, reach: float = 6.0) -> np.ndarray:
+    """The average's intensities in the head's own units, (X, Y, Z) float32: a smooth local gain, measured where soft
+    tissue is known in both and continued into the hole (``reach``: sigma in voxels)."""
+    both = known & (average > 0.25) & (seen > level)
+    gain = np.median(seen[both] / average[both]) if both.any() else level / 0.2
+    ratio = np.where(both, np.log(np.clip(np.where(both, seen, 1) / np.where(both, average * gain, 1), 0.2, 5)), 0)
+    weight = ndimage.gaussian_filter(both.astype(np.float32), reach)
+    local = ndimage.gaussian_filter(ratio.astype(np.float32), reach) / (weight + 0.05)
+    return (average * gain * np.exp(local)).astype(np.float32)

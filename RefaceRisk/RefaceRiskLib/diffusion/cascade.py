@@ -1,0 +1,226 @@
+"""Refacing: the removed face completed by the linear model, by the average face, or by the diffusion cascade.
+
+One object for all models: ``Refacer.load("reference").reface(defaced)``. The cascade starts from the linear model's
+signed-distance map, diffuses the residual at 4 mm on the whole head, then the detail at 2 mm in the face box, and draws
+the result into the head's own voxels. torch is imported only when a diffusion model runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from ..defacing.average_face import matched_tissue, replace_face
+from ..errors import RefaceRiskError
+from ..progress import OnProgress, report
+from ..registration import Registration, pull, register
+from ..resources import model_folder
+from ..surface.draw import draw_face
+from ..template import Grid, Template, load_template
+from ..volumes import Volume, check_head
+from .linear import LIMIT_MM, LinearFace, anchored, load_linear
+from .space import CanonicalHead, canonical, coarse_grid, face_grid, halved, upsampled
+
+BUILT_IN = ("reference", "linear", "average")
+DEFAULT_STEPS = 12
+# Where the fine box meets the coarse map, the first fades into the second over this many millimetres.
+FACE_SIGMA_MM = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Refaced:
+    """A refaced head.
+
+    volume : the mean of the samples, drawn into the removed voxels (a single sample is its own mean).
+    samples : one Volume per sample. uncertainty : (I, J, K) float32, standard deviation of the signed distance over
+    samples in mm, 0 where nothing was removed; None for a single sample.
+    """
+
+    volume: Volume
+    samples: list[Volume]
+    uncertainty: np.ndarray | None
+    removed: np.ndarray
+    registration: Registration
+
+
+@dataclass(frozen=True, eq=False)
+class Refacer:
+    """A loaded model. ``name`` as given to :meth:`load`; ``weights`` maps file names to sha256."""
+
+    name: str
+    linear: LinearFace | None = None
+    stages: dict = field(default_factory=dict)
+    weights: dict = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path = "reference") -> Refacer:
+        """Load ``reference`` (cascade), ``linear``, ``average``, or a folder written by training.
+
+        Raises RefaceRiskError for an unknown name, a missing or damaged file.
+        """
+        name = str(name_or_folder)
+        if name == "average":
+            return cls(name)
+        folder = model_folder("reference") if name in BUILT_IN else Path(name_or_folder)
+        linear, digest = load_linear(folder / "linear")
+        weights = {"linear/modes.npz": digest}
+        if name == "linear":
+            return cls(name, linear, weights=weights)
+        from .denoisers import load_stage
+
+        stages = {}
+        for stage in ("coarse", "face"):
+            stages[stage], weights[f"{stage}/weights.safetensors"] = load_stage(folder / stage, stage)
+        return cls(name, linear, stages, weights)
+
+    def reface(
+        self,
+        defaced: Volume,
+        removed: np.ndarray | None = None,
+        samples: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        temperature: float | None = None,
+        registration: Registration | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Refaced:
+        """Complete the face of a defaced head.
+
+        Parameters
+        ----------
+        removed : (I, J, K) bool; estimated from the image when None.
+        samples : faces to draw; with more than one, ``volume`` is their mean. steps : network calls a stage.
+        temperature : strength of the noise that sampling starts from. 0, the default for one sample, gives the most
+            likely face; 1, the default for several, draws from the distribution.
+        registration : of this defaced head with the template, if already known.
+
+        Returns a :class:`Refaced`; voxels outside ``removed`` stay bit for bit.
+        Raises RefaceRiskError when the volume is no head or nothing was removed, Cancelled when asked to stop.
+        """
+        check_head(defaced)
+        template = load_template()
+        registration = registration or register(defaced, template, on_progress=on_progress)
+        if registration.quality.verdict == "failed":
+            raise RefaceRiskError(registration.quality.reason, "check that it is a whole head", defaced.meta.path)
+        removed = estimate_removed(defaced, registration, template) if removed is None else np.asarray(removed, bool)
+        if removed.shape != defaced.shape:
+            raise RefaceRiskError(f"the mask's shape {removed.shape} is not the volume's {defaced.shape}", "pass its own mask")
+        if not removed.any():
+            raise RefaceRiskError("nothing was removed from this head", "pass a defaced head or its mask", defaced.meta.path)
+        if self.name == "average":
+            report(on_progress, "average face", 0, 1)
+            volume = replace_face(defaced, removed, registration, template)
+            report(on_progress, "average face", 1, 1)
+            return Refaced(volume, [volume], None, removed, registration)
+        report(on_progress, "prepare", 0, 1)
+        task = _Task.of(self, defaced, removed, registration, template)
+        report(on_progress, "prepare", 1, 1)
+        if not self.stages:
+            maps = [task.linear_maps()]
+        else:
+            from .denoisers import sample_cascade
+
+            strength = (0.0 if samples == 1 else 1.0) if temperature is None else temperature
+            maps = sample_cascade(self, task, samples, steps or DEFAULT_STEPS, seed, device, strength, on_progress)
+        volumes = [task.draw(one) for one in maps]
+        if len(maps) == 1:
+            return Refaced(volumes[0], volumes, None, removed, registration)
+        mean = Maps(*(np.mean([getattr(one, name) for one in maps], axis=0) for name in ("coarse", "face", "tissue", "face_tissue")))
+        return Refaced(task.draw(mean), volumes, task.spread(maps), removed, registration)
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """A completed face in template space: signed distance (mm) and tissue (brain units) on both grids."""
+
+    coarse: np.ndarray
+    face: np.ndarray
+    tissue: np.ndarray
+    face_tissue: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One defaced head, prepared: everything that its samples share."""
+
+    defaced: Volume
+    removed: np.ndarray
+    registration: Registration
+    template: Template
+    head: CanonicalHead
+    start: np.ndarray
+    known: np.ndarray
+
+    @classmethod
+    def of(cls, model: Refacer, defaced, removed, registration, template) -> _Task:
+        head = canonical(defaced, removed, registration, template)
+        known = head.known
+        distance = head.coarse_distance
+        start = anchored(model.linear.predict(distance, known), distance, known, coarse_grid(template).spacing)
+        return cls(defaced, removed, registration, template, head, start, known)
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        return coarse_grid(self.template), face_grid(self.template)
+
+    def tissue(self) -> np.ndarray:
+        """The average head's tissue in this head's intensities (brain units), on the template's grid."""
+        head = self.head
+        known = head.inside & ~head.removed
+        return matched_tissue(self.template.tissue, head.image, known, head.level / head.scale)
+
+    def linear_maps(self) -> Maps:
+        coarse, fine = self.grids
+        tissue = self.tissue()
+        return Maps(self.start, upsampled(self.start, coarse, fine), halved(tissue), self.on_face(tissue))
+
+    def on_face(self, array: np.ndarray) -> np.ndarray:
+        """The face box of an array on the template's grid."""
+        first = np.rint((self.grids[1].affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing).astype(int)
+        return array[tuple(slice(f, f + n) for f, n in zip(first, self.grids[1].shape, strict=True))]
+
+    def draw(self, maps: Maps) -> Volume:
+        coarse, fine = self.grids
+        scale = self.head.scale
+        distance = [(maps.coarse, coarse), (maps.face, fine)]
+        tissue = [(maps.tissue * scale, coarse), (maps.face_tissue * scale, fine)]
+        return draw_face(self.defaced, self.removed, self.registration, distance, tissue, self.head.level)
+
+    def spread(self, maps: list[Maps]) -> np.ndarray:
+        from ..surface.draw import sample_finest
+
+        coarse, fine = self.grids
+        layers = [(np.std([one.coarse for one in maps], axis=0), coarse), (np.std([one.face for one in maps], axis=0), fine)]
+        points = np.argwhere(self.removed) @ self.defaced.affine[:3, :3].T + self.defaced.affine[:3, 3]
+        inverse = np.linalg.inv(self.registration.matrix)
+        out = np.zeros(self.defaced.shape, np.float32)
+        out[self.removed] = sample_finest(layers, points @ inverse[:3, :3].T + inverse[:3, 3], 1, 0.0)
+        return out
+
+
+def estimate_removed(defaced: Volume, registration: Registration, template: Template) -> np.ndarray:
+    """Guess the removed voxels of a defaced head, (I, J, K) bool: the constant region in front of what is left.
+
+    Defacers leave one exact value. Voxels of that value that a face could fill (up to 30 mm before the average skin of
+    the anterior head) and that touch the outside count as removed.
+    """
+    values, counts = np.unique(defaced.voxels, return_counts=True)
+    constant = defaced.voxels == values[np.argmax(counts)]
+    could_be_face = template.region("removable") | template.face_mask | template.ears
+    could_be_face |= template.surface_region & (np.abs(template.skin_distance) < 30) & (template.brain_distance > 4)
+    place = pull_to_head(could_be_face, template, registration, defaced)
+    candidate = constant & place
+    solid = ndimage.binary_opening(candidate, iterations=2 if min(defaced.spacing) < 1.5 else 1)
+    return candidate & ndimage.binary_dilation(solid, iterations=2)
+
+
+def pull_to_head(mask: np.ndarray, template: Template, registration: Registration, head: Volume) -> np.ndarray:
+    from ..registration import carry
+
+    return carry(mask, template, Registration(registration.matrix), head) > 0.5

@@ -1,0 +1,219 @@
+"""What the models learn from: heads in template space, and the random masks, warps and intensities that multiply them.
+
+``prepare`` registers every head of a folder once and keeps it as a small file; the examples are made from these on the
+fly. Heads named in :data:`HELD_OUT` are never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from ..errors import RefaceRiskError
+from ..progress import OnProgress, report
+from ..registration import register
+from ..synthesis import t1w_from_labels
+from ..template import Template, load_template
+from ..template_build import FULL_LABEL_HEADS, HELD_OUT
+from ..volumes import load
+from .linear import LIMIT_MM, LinearFace
+from .space import canonical, coarse_grid, face_grid, halved
+
+FOLDS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedHead:
+    """A whole head on the template's grid. image : brain units. distance : mm to the skin, clipped at LIMIT_MM."""
+
+    name: str
+    image: np.ndarray
+    distance: np.ndarray
+    inside: np.ndarray
+
+    def save(self, folder: Path) -> None:
+        temporary = folder / f".{self.name}.tmp.npz"
+        np.savez_compressed(
+            temporary, image=self.image.astype(np.float16), distance=self.distance.astype(np.float16), inside=np.packbits(self.inside)
+        )
+        temporary.replace(folder / f"{self.name}.npz")
+
+    @classmethod
+    def load(cls, path: Path) -> PreparedHead:
+        with np.load(path, allow_pickle=False) as arrays:
+            image = arrays["image"].astype(np.float32)
+            inside = np.unpackbits(arrays["inside"], count=image.size).astype(bool).reshape(image.shape)
+            return cls(path.stem, image, arrays["distance"].astype(np.float32), inside)
+
+    def mirrored(self) -> PreparedHead:
+        return PreparedHead(self.name, *(np.ascontiguousarray(a[::-1]) for a in (self.image, self.distance, self.inside)))
+
+
+def prepare(data: Path, out: Path, on_progress: OnProgress | None = None) -> list[str]:
+    """Register the whole heads under ``data`` (recursively; label heads by their name) and keep them in ``out``.
+
+    Heads already there are not made again. Returns the names. Raises RefaceRiskError when no head is found.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    template = load_template()
+    paths = [path for path in sorted(data.rglob("*.nii.gz")) if _wanted(path)]
+    names = []
+    for number, path in enumerate(paths):
+        name = path.name.removesuffix(".nii.gz")
+        report(on_progress, "prepare heads", number, len(paths), name)
+        if not (out / f"{name}.npz").exists():
+            volume = load(path)
+            if "seg" in name:
+                volume = t1w_from_labels(volume, seed=number, spacing_mm=template.spacing)
+            registration = register(volume, template)
+            if registration.quality.verdict == "failed":
+                continue
+            head = canonical(volume, None, registration, template)
+            PreparedHead(name, head.image, head.distance, head.inside).save(out)
+        names.append(name)
+    if not names:
+        raise RefaceRiskError("no whole heads here", "pass a folder of T1w volumes (.nii.gz)", data)
+    return names
+
+
+def _wanted(path: Path) -> bool:
+    name = path.name
+    if any(held in name for held in HELD_OUT):
+        return False
+    return name.endswith("_T1w.nii.gz") or any(name == f"training_seg_{number}.nii.gz" for number in FULL_LABEL_HEADS)
+
+
+def load_prepared(folder: Path) -> list[PreparedHead]:
+    heads = [PreparedHead.load(path) for path in sorted(folder.glob("*.npz"))]
+    if not heads:
+        raise RefaceRiskError("no prepared heads", "run training with --data on a folder of volumes first", folder)
+    return heads
+
+
+def fit_linear(heads: list[PreparedHead], modes: int = 48, ridge: float = 300.0, rng: np.random.Generator | None = None) -> LinearFace:
+    """The linear model of these heads and their mirror images."""
+    maps = np.stack([halved(head.distance) for head in heads])
+    return LinearFace.fit(np.concatenate([maps, maps[:, ::-1]]), modes, ridge)
+
+
+# --- random removals ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class MaskDrawer:
+    """Draws removed regions as defacers leave them, in template space, at 4 mm."""
+
+    template: Template
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        grid = coarse_grid(self.template)
+        axes = [grid.spacing * np.arange(n) + grid.affine[k, 3] for k, n in enumerate(grid.shape)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
+
+    @cached_property
+    def brain_distance(self) -> np.ndarray:
+        return halved(self.template.brain_distance)
+
+    @cached_property
+    def shapes(self) -> dict[str, np.ndarray]:
+        t = self.template
+        masks = {"mri_deface": t.region("removable"), "pydeface": t.face_mask, "fsl_deface": t.face_mask | t.ears}
+        return {name: halved(mask.astype(np.float32)) for name, mask in masks.items()}
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """A removed region, (X, Y, Z) bool on the 4 mm grid, never within a random margin of the brain."""
+        kinds = ["mri_deface", "pydeface", "fsl_deface", "quickshear", "brush", "skull_strip"]
+        kind = rng.choice(kinds, p=[0.32, 0.2, 0.1, 0.14, 0.16, 0.08])
+        if kind == "quickshear":
+            mask = self._quickshear(rng)
+        elif kind == "brush":
+            mask = self._brush(rng)
+        elif kind == "skull_strip":
+            return self.brain_distance > rng.uniform(1, 8)
+        else:
+            mask = self._jittered(self.shapes[kind], rng)
+        return mask & (self.brain_distance > rng.uniform(4, 12))
+
+    def _jittered(self, shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """As the affine of another registration would have carried it."""
+        centre = (np.array(shape.shape) - 1) / 2
+        matrix = np.diag(rng.normal(1, 0.03, 3)) + rng.normal(0, 0.02, (3, 3))
+        offset = centre - matrix @ centre + rng.normal(0, 0.8, 3)
+        return ndimage.affine_transform(shape, matrix, offset, order=1) > rng.uniform(0.3, 0.7)
+
+    def _quickshear(self, rng: np.random.Generator) -> np.ndarray:
+        """Everything on the far side of a plane below and before the brain."""
+        angle = np.radians(rng.uniform(25, 65))
+        normal = np.array([0, np.cos(angle), -np.sin(angle)])
+        height = self.points @ normal
+        return height > height[self.brain_distance < 0].max() + rng.uniform(2, 14)
+
+    def _brush(self, rng: np.random.Generator) -> np.ndarray:
+        """A few ellipsoids or boxes around the facial skin."""
+        tip, nasion = self.template.landmarks["nose_tip"], self.template.landmarks["nasion"]
+        mask = np.zeros(self.points.shape[:3], bool)
+        for _ in range(rng.integers(1, 5)):
+            middle = [rng.normal(0, 30), rng.uniform(nasion[1] - 30, tip[1]), rng.uniform(tip[2] - 65, nasion[2] + 40)]
+            radius = rng.uniform(12, 45, 3)
+            offset = np.abs(self.points - np.array(middle, np.float32)) / radius
+            mask |= (offset**2).sum(-1) < 1 if rng.random() < 0.6 else offset.max(-1) < 1
+        return mask
+
+
+# --- random heads ---------------------------------------------------------------------------------------------------
+
+
+def smooth_noise(shape: tuple[int, ...], knots: int, rng: np.random.Generator) -> np.ndarray:
+    """A smooth random field (*shape*) of unit variance, cubic between random values on ``knots`` points an axis."""
+    coarse = rng.standard_normal((knots + 3,) * 3)
+    places = [np.linspace(1, knots + 1, n) for n in shape]
+    weights = [_cubic_weights(place, knots + 3) for place in places]
+    field = np.einsum("ia,jb,kc,abc->ijk", *weights, coarse, optimize=True)
+    return (field / field.std()).astype(np.float32)
+
+
+def _cubic_weights(places: np.ndarray, count: int) -> np.ndarray:
+    """Cubic B-spline weights (N, count) of each place on an integer grid."""
+    distance = np.abs(places[:, None] - np.arange(count))
+    inner = 2 / 3 - distance**2 + distance**3 / 2
+    outer = np.maximum(2 - distance, 0) ** 3 / 6
+    return np.where(distance < 1, inner, outer)
+
+
+def warped(head: PreparedHead, shape, first, step: int, rng: np.random.Generator, strength_mm: float = 2.5) -> tuple[np.ndarray, ...]:
+    """(image, distance, inside) of a randomly mirrored, bent and relit head, on every ``step``-th template voxel from
+    ``first`` (3,) on. Distances change little under so smooth a bend."""
+    if rng.random() < 0.5:
+        head = head.mirrored()
+    index = np.meshgrid(*[f + (step - 1) / 2 + step * np.arange(n, dtype=np.float32) for f, n in zip(first, shape, strict=True)], indexing="ij")
+    angles = rng.normal(0, 0.02, (3, 3))
+    matrix = np.eye(3) + angles + np.diag(rng.normal(0, 0.02, 3))
+    centre = (np.array(head.image.shape) - 1) / 2
+    index = np.stack(index) - centre.reshape(3, 1, 1, 1)
+    index = np.tensordot(matrix.astype(np.float32), index, axes=1) + (centre + rng.normal(0, 0.6, 3)).reshape(3, 1, 1, 1).astype(np.float32)
+    strength = rng.uniform(0, strength_mm) / 2
+    index = index + strength * np.stack([smooth_noise(shape, 5, rng) for _ in range(3)])
+    source = (head.image, head.distance, head.inside.astype(np.float32))
+    if step > 1:
+        source = tuple(ndimage.uniform_filter(array, step) for array in source)
+    image, distance, inside = (
+        ndimage.map_coordinates(array, index, order=1, mode=mode, cval=0)
+        for array, mode in zip(source, ("constant", "nearest", "constant"), strict=True)
+    )
+    image = np.clip(image, 0, 3) ** rng.uniform(0.8, 1.25) * np.exp(0.12 * smooth_noise(shape, 3, rng))
+    image += rng.uniform(0, 0.04) * rng.standard_normal(shape, dtype=np.float32)
+    return np.clip(image, 0, 3).astype(np.float32), np.clip(distance, -LIMIT_MM, LIMIT_MM), inside > 0.9
+
+
+def folds(heads: list[PreparedHead]) -> list[LinearFace]:
+    """For each head the linear model of all heads outside its fold: on its own heads a linear model makes no error."""
+    models = [fit_linear([h for n, h in enumerate(heads) if n % FOLDS != fold]) for fold in range(FOLDS)]
+    return [models[n % FOLDS] for n in range(len(heads))]
+
+
+__all__ = ["MaskDrawer", "PreparedHead", "face_grid", "fit_linear", "folds", "load_prepared", "prepare", "warped"]

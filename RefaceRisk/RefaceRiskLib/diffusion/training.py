@@ -1,0 +1,193 @@
+"""Train the models: the linear one in closed form, the cascade's stages by denoising (under torchrun on many GPUs).
+
+    refacerisk train linear|coarse|face --data DIR --out DIR [--resume]
+
+``--data`` is a folder of whole-head T1w volumes (prepared on the first use, kept under ``OUT/prepared``). Each stage
+writes ``OUT/<stage>`` and resumes from ``OUT/<stage>/checkpoint.safetensors``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import RefaceRiskError
+from ..progress import OnProgress, report
+from ..template import load_template
+from .dataset import MaskDrawer, fit_linear, folds, load_prepared, prepare, warped
+from .linear import anchored, reliable, save_linear
+from .space import COARSE_MM, FACE_MM, coarse_grid, face_grid, halved, upsampled
+
+LOG_SNR_RANGE = {"coarse": (-8.0, 6.0), "face": (-6.0, 8.0)}
+SAVE_EVERY_S = 60.0
+
+
+def train(
+    stage: str,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    steps: int = 4000,
+    batch: int = 1,
+    seed: int = 0,
+    minutes: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Train one stage and write it to ``out/<stage>``; returns that folder.
+
+    ``steps`` of ``batch`` examples on each process, or as many as fit in ``minutes``. With ``resume`` it goes on where
+    the last checkpoint stood. Raises RefaceRiskError for an unknown stage or a folder without heads.
+    """
+    if stage not in ("linear", "coarse", "face"):
+        raise RefaceRiskError(f"unknown stage {stage!r}", "choose linear, coarse or face")
+    data, out = Path(data), Path(out)
+    prepared = data if any(data.glob("*.npz")) else out / "prepared"
+    if prepared != data:
+        prepare(data, prepared, on_progress)
+    heads = load_prepared(prepared)
+    if stage == "linear":
+        report(on_progress, "linear", 0, 1, f"{len(heads)} heads")
+        save_linear(fit_linear(heads), out / "linear", heads=len(heads))
+        report(on_progress, "linear", 1, 1)
+        return out / "linear"
+    return _train_network(stage, heads, out / stage, resume, steps, batch, seed, minutes, on_progress)
+
+
+class ExampleMaker:
+    """Random training examples of one stage; ``make(rng)`` gives one :class:`Example`."""
+
+    def __init__(self, stage_name: str, stage, heads) -> None:
+        self.name, self.stage, self.heads = stage_name, stage, heads
+        self.template = load_template()
+        self.masks = MaskDrawer(self.template)
+        self.grid = coarse_grid(self.template) if stage_name == "coarse" else face_grid(self.template)
+        self.first = np.rint((self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing - (0.5 if stage_name == "coarse" else 0)).astype(int)
+        self.linear = folds(heads) if stage_name == "coarse" else None
+        self.average = halved(self.template.tissue)
+
+    def make(self, rng: np.random.Generator):
+        number = int(rng.integers(len(self.heads)))
+        return self._coarse(number, rng) if self.name == "coarse" else self._face(number, rng)
+
+    def _coarse(self, number: int, rng: np.random.Generator):
+        image, distance, inside = warped(self.heads[number], self.grid.shape, self.first, 2, rng)
+        removed = self.masks.draw(rng)
+        known = reliable(distance, removed | ~inside, COARSE_MM)
+        start = anchored(self.linear[number].predict(distance, known), distance, known, COARSE_MM)
+        return self.stage.example(start, self.average, image * ~removed, removed | ~inside, known, (distance, image))
+
+    def _face(self, number: int, rng: np.random.Generator):
+        image, distance, inside = warped(self.heads[number], self.grid.shape, self.first, 1, rng, strength_mm=1.5)
+        coarse = coarse_grid(self.template)
+        removed = upsampled(self.masks.draw(rng).astype(np.float32), coarse, self.grid, order=1) > 0.5
+        removed |= ~inside
+        known = reliable(distance, removed, FACE_MM)
+        # What the stage before gives: the same head at 4 mm, with noise, so that its errors are not trusted blindly.
+        low = [_blocky(array, noise, rng) for array, noise in ((distance, rng.uniform(0, 0.6)), (image, rng.uniform(0, 0.1)))]
+        start = np.where(known, distance, low[0])
+        return self.stage.example(start, low[1], image * ~removed, removed, known, (distance, image))
+
+
+def _blocky(array: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Down to half resolution, noise added, and up again by cubic interpolation."""
+    from scipy import ndimage
+
+    small = halved(array)
+    small = small + noise * rng.standard_normal(small.shape, dtype=np.float32)
+    index = np.meshgrid(*[(np.arange(n) - 0.5) / 2 for n in array.shape], indexing="ij")
+    return ndimage.map_coordinates(small, index, order=3, mode="nearest").astype(np.float32)
+
+
+def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_progress) -> Path:
+    import torch
+
+    from .network import build_network
+    from .schedule import add_noise, draw_log_snr
+    from .stages import STAGES
+    from .weights import ExponentialMovingAverage, load_checkpoint, save_checkpoint, save_weights
+
+    rank, world, device = _process_group()
+    torch.manual_seed(seed)
+    stage = _measured_stage(name, heads, seed)
+    maker = ExampleMaker(name, stage, heads)
+    denoiser = build_network(stage.network).to(device)
+    model = torch.nn.parallel.DistributedDataParallel(denoiser) if world > 1 else denoiser
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=4e-4, weight_decay=1e-2)
+    average = ExponentialMovingAverage(denoiser, 0.998)
+    low, high = LOG_SNR_RANGE[name]
+    checkpoint = folder / "checkpoint.safetensors"
+    parts = {"model": denoiser, "ema": average, "optimizer": optimizer}
+    first = load_checkpoint(checkpoint, parts=parts).step if resume and checkpoint.exists() else 0
+
+    def write(step: int) -> None:
+        if rank == 0:
+            save_checkpoint(checkpoint, step=step, parts=parts)
+            config = {"stage": stage.to_dict(), "log_snr_min": low, "log_snr_max": high, "steps": step, "heads": len(heads)}
+            save_weights(folder, average.average, config)
+
+    begun = saved = time.monotonic()
+    running = None
+    for step in range(first, steps):
+        rng = np.random.default_rng((seed, step, rank))
+        examples = [maker.make(rng) for _ in range(batch)]
+        log_snr = draw_log_snr(step * world + rank, batch, law="uniform", log_snr_min=low, log_snr_max=high, seed=seed).to(device)
+        target = torch.cat([example.target for example in examples]).to(device)
+        condition = torch.cat([example.condition for example in examples]).to(device)
+        weight = torch.cat([stage.weight(example) for example in examples]).to(device)
+        noisy = add_noise(target, log_snr, torch.randn_like(target))
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-4 * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        estimate = model(noisy, condition, log_snr)
+        _, c_out, _ = denoiser.preconditioning(log_snr)
+        loss = (weight * ((estimate - target) / c_out).square()).sum() / weight.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        average.update(denoiser)
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        report(on_progress, f"train {name}", step + 1, steps, f"loss {running:.4f}")
+        now = time.monotonic()
+        if now - saved > SAVE_EVERY_S:
+            write(step + 1)
+            saved = now
+        if minutes is not None and now - begun > 60 * minutes:
+            break
+    write(step + 1 if steps > first else first)
+    return folder
+
+
+def _measured_stage(name: str, heads, seed: int):
+    """The stage with its residuals' spread measured on a few random examples, so that targets have unit variance."""
+    import torch
+
+    from .stages import STAGES
+
+    stage = STAGES[name]()
+    ones = (1.0,) * len(stage.spread)
+    probe = ExampleMaker(name, STAGES[name](spread=ones), heads)
+    rng = np.random.default_rng(seed)
+    power, total = 0, 0
+    for _ in range(12):
+        example = probe.make(rng)
+        weight = probe.stage.weight(example)
+        power = power + (weight * example.target.square()).sum(dim=(0, 2, 3, 4))
+        total = total + weight.sum(dim=(0, 2, 3, 4))
+    spread = torch.sqrt(power / total.clamp_min(1e-6)).clamp_min(1e-3)
+    return STAGES[name](spread=tuple(round(float(value), 4) for value in spread))
+
+
+def _process_group():
+    """(rank, processes, device), joining the group that torchrun has made, if any."""
+    import torch
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    rank = torch.distributed.get_rank() if world > 1 else 0
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return rank, world, torch.device(f"cuda:{local}" if cuda else "cpu")

@@ -1,0 +1,30 @@
+"""The one exception that a user is meant to read."""
+
+from __future__ import annotations
+
+import os
+
+
+class RefaceRiskError(Exception):
+    """What is wrong, with which file, and what to do about it; ``str()`` is one line "path: what; hint".
+
+    The command line prints that line and exits 2; the panel shows the same line.
+    """
+
+    def __init__(self, what: str, hint: str = "", path: str | os.PathLike | None = None):
+        self.what = _one_line(what)
+        self.hint = _one_line(hint)
+        self.path = None if path is None else os.fspath(path)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        line = f"{self.what}; {self.hint}" if self.hint else self.what
+        return line if self.path is None else f"{_one_line(self.path)}: {line}"
+
+    def __reduce__(self):
+        # Exception's own pickling passes str(self) back as `what`, which would repeat path and hint.
+        return type(self), (self.what, self.hint, self.path)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).splitlines()).strip()

@@ -1,0 +1,498 @@
+"""The verbs of the program as functions from files to files, shared by command line, worker, demo and study.
+
+Each one reads, calls the core, writes every output to a temporary name first and leaves a JSON sidecar
+beside each volume. An input is never overwritten. What an earlier run left under the name of the main output
+is taken away before the first file is written, and the volume comes last: where it exists, all else does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import __version__, volumes
+from .errors import RefaceRiskError
+from .progress import OnProgress, Progress, report
+from .report import write_text
+
+if TYPE_CHECKING:
+    from .registration import Registration
+
+SYNTHETIC = f"SYNTHETIC face, MRIRefaceRisk {__version__}"
+DRAWING_METHODS = ("average_face",)  # defacers that put another face where the face was
+COLUMNS = ("image", "region", "mean_mm", "median_mm", "p95_mm", "max_mm", "symmetric_mean_mm")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job leaves: `outputs` (name -> path), `record` (as JSON holds it), `parts` (live objects)."""
+
+    outputs: dict[str, Path]
+    record: dict
+    parts: dict = field(default_factory=dict, repr=False)
+
+
+def deface(
+    source: str | Path,
+    out: str | Path,
+    method: str = "mri_deface",
+    engine: str = "builtin",
+    mask_out: str | Path | None = None,
+    quality_out: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Removes the face of the head in `source`; `mask_out` gets the removed region (1 = removed).
+
+    Raises RefaceRiskError for an unreadable head, an unknown method or engine, or an output that is an input.
+    """
+    outputs = _Outputs(inputs=[source], main=out, others={"mask": mask_out, "quality": quality_out})
+    from .defacing import deface as remove_face
+
+    began = time.perf_counter()
+    head = volumes.load(source)
+    volumes.check_head(head)
+    defaced = remove_face(head, method, engine=engine, on_progress=on_progress)
+    record = {
+        "command": "deface",
+        "method": method,
+        "options": {"engine": engine},
+        "seed": None,
+        "input": _origin(head, source),
+        "weights": None,
+        "registration": _plain(defaced.registration.quality),
+        "quality": _plain(defaced.quality),
+        "removed_voxels": int(np.count_nonzero(defaced.removed)),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    result = defaced.volume
+    if method in DRAWING_METHODS:
+        record["synthetic"] = True
+        result = result.noted(description=_note(method))
+    outputs.begin()
+    if mask_out is not None:
+        mask = head.with_intensities(defaced.removed, dtype=np.uint8).noted(
+            description="1 = removed by defacing"
+        )
+        outputs.volume("mask", mask, record)
+    if quality_out is not None:
+        outputs.text("quality", json.dumps(record["quality"], indent=2) + "\n")
+    outputs.volume("defaced", result, record)
+    return Done(outputs.written, record, {"head": head, "defaced": defaced})
+
+
+def reface(
+    source: str | Path,
+    out: str | Path,
+    mask: str | Path | None = None,
+    model: str = "reference",
+    samples: int = 1,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    samples_out: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Puts a synthetic face on the defaced head in `source`; a missing `mask` (1 = removed) is estimated.
+
+    `samples_out`: a folder for every drawn face (`sample-01.nii.gz` ...) and, of two or more, their spread
+    (`uncertainty.nii.gz`).
+    """
+    inputs = [path for path in (source, mask) if path is not None]
+    drawn = (
+        {}
+        if samples_out is None
+        else {f"sample-{n:02d}": _member(samples_out, n) for n in range(1, samples + 1)}
+    )
+    if samples_out is not None and samples > 1:
+        drawn["uncertainty"] = Path(samples_out) / "uncertainty.nii.gz"
+    outputs = _Outputs(inputs=inputs, main=out, others=drawn)
+    from .diffusion.cascade import Refacer
+
+    began = time.perf_counter()
+    defaced = volumes.load(source)
+    volumes.check_head(defaced)
+    removed = None if mask is None else load_mask(mask, defaced)
+    refacer = Refacer.load(model)
+    refaced = refacer.reface(
+        defaced,
+        removed=removed,
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        device=device,
+        on_progress=on_progress,
+    )
+    record = {
+        "command": "reface",
+        "synthetic": True,
+        "method": str(model),
+        "options": {
+            "samples": samples,
+            "steps": steps,
+            "device": device,
+            "mask": None if mask is None else str(mask),
+        },
+        "seed": seed,
+        "input": _origin(defaced, source),
+        "weights": _weights(refacer),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    note = _note(Path(str(model)).name)
+    outputs.begin()
+    for name, sample in zip((name for name in drawn if name != "uncertainty"), refaced.samples, strict=False):
+        outputs.volume(name, sample.noted(description=note), record)
+    if "uncertainty" in drawn and refaced.uncertainty is not None:
+        spread = _as_volume(refaced.uncertainty, defaced).noted(
+            description=f"{SYNTHETIC}, SD of samples"[:79]
+        )
+        outputs.volume("uncertainty", spread, record)
+    outputs.volume("refaced", refaced.volume.noted(description=note), record)
+    return Done(outputs.written, record, {"refaced": refaced, "defaced": defaced})
+
+
+def measure(
+    original: str | Path,
+    others: Sequence[str | Path] | Mapping[str, str | Path],
+    out: str | Path | None = None,
+    picture: str | Path | None = None,
+    removed: str | Path | None = None,
+    drawn: Iterable[str] | None = None,
+    titles: Mapping[str, str] | None = None,
+    registration: Registration | None = None,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Distances (mm) from the skin of `original` to the skin of each of `others`.
+
+    `others` may carry names (a mapping); else the names are those of the files. `out` ends in .json or .tsv.
+    `picture` shows the original, then the images named in `drawn` (default: all) under their `titles`.
+    `registration` (template to original) saves the search for it where it is known.
+    """
+    named = dict(others) if isinstance(others, Mapping) else dict(zip(_labels(others), others, strict=True))
+    inputs = [original, *named.values()] + ([] if removed is None else [removed])
+    outputs = _Outputs(inputs=inputs, main=None, others={"distances": out, "picture": picture})
+    if out is not None and Path(out).suffix.lower() not in (".json", ".tsv"):
+        raise RefaceRiskError("distances are written as .json or .tsv", "name the file so", out)
+    if picture is not None and Path(picture).suffix.lower() != ".png":
+        raise RefaceRiskError("the picture is a PNG", "name the file .png", picture)
+    from .registration import register
+    from .surface.measure import measure as measure_surfaces
+    from .template import load_template
+
+    steps = 3 + (picture is not None)
+    report(on_progress, "measure", 0, steps, "reading")
+    head = volumes.load(original)
+    volumes.check_head(head)
+    images = {name: volumes.load(path) for name, path in named.items()}
+    taken = None if removed is None else load_mask(removed, head)
+    template = load_template()
+    report(on_progress, "measure", 1, steps, "registration")
+    if registration is None:
+        registration = register(head, template, on_progress=within(on_progress, "measure"))
+    report(on_progress, "measure", 2, steps, "distances")
+    measurement = measure_surfaces(head, images, template=template, registration=registration, removed=taken)
+    record = {
+        "command": "measure",
+        "version": __version__,
+        "original": _origin(head, original),
+        "images": {name: _origin(image, named[name]) for name, image in images.items()},
+        "registration": _plain(registration.quality),
+        "rows": _rows(measurement, named),
+    }
+    if picture is not None:
+        report(on_progress, "measure", 3, steps, "picture")
+        order = list(named) if drawn is None else [name for name in drawn if name in named]
+        outputs.begin()
+        _draw(measurement, order, titles or {}, registration, outputs.path("picture"))
+        outputs.note("picture")
+    if out is not None:
+        outputs.begin()
+        text = (
+            tsv(record["rows"], COLUMNS)
+            if Path(out).suffix.lower() == ".tsv"
+            else json.dumps(record, indent=2) + "\n"
+        )
+        outputs.text("distances", text)
+    report(on_progress, "measure", steps, steps)
+    return Done(outputs.written, record, {"measurement": measurement, "registration": registration})
+
+
+def train(
+    stage: str,
+    data: str | Path,
+    out: str | Path,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Trains one stage of the model on the whole heads in folder `data`; weights and log go to `out`."""
+    if not Path(data).is_dir():
+        raise RefaceRiskError("no such folder", "--data is a folder of whole-head volumes", data)
+    from .diffusion.training import train as train_stage
+
+    train_stage(stage, data, out, resume=resume, on_progress=on_progress)
+    return Done({"weights": Path(out)}, {"command": "train", "stage": stage, "resumed": resume})
+
+
+def _demo(**arguments) -> Done:
+    from .demo import run_demo
+
+    return run_demo(**arguments)
+
+
+JOBS: dict[str, Callable[..., Done]] = {
+    "deface": deface,
+    "reface": reface,
+    "measure": measure,
+    "train": train,
+    "demo": _demo,
+}
+
+
+def defacing_methods() -> dict[str, str]:
+    """Name -> one line of what it does, from the registry of defacers and the head of each one's module."""
+    from .defacing import METHODS
+
+    told = {
+        name: getattr(sys.modules.get(getattr(run, "__module__", "")), "__doc__", "")
+        for name, run in METHODS.items()
+    }
+    return {name: (text or "").strip().split("\n")[0] for name, text in told.items()}
+
+
+def load_mask(path: str | Path, like: volumes.Volume) -> np.ndarray:
+    """A mask (1 = removed) on the grid of `like`, as bool (I, J, K).
+
+    Raises RefaceRiskError when its grid is another one, when it is empty, or when it marks what was kept.
+    """
+    mask = volumes.load(path)
+    if mask.shape != like.shape or not np.allclose(mask.affine, like.affine, atol=1e-2):
+        raise RefaceRiskError(
+            f"the mask's grid {mask.shape} is not that of the head {like.shape}",
+            "use the mask that `refacerisk deface --mask-out` wrote for this head",
+            path,
+        )
+    removed = (
+        np.asarray(mask.voxels) > 0.5 * float(np.max(mask.voxels, initial=0)) if np.any(mask.voxels) else None
+    )
+    if removed is None or not removed.any():
+        raise RefaceRiskError("the mask is empty", "1 marks the removed region", path)
+    if removed.all() or (_is_flat(like.voxels[~removed]) and not _is_flat(like.voxels[removed])):
+        raise RefaceRiskError("the mask marks what was kept", "invert it: 1 marks the removed region", path)
+    return removed
+
+
+def table(rows: Sequence[Mapping]) -> str:
+    """The table that commands print: image, mean, median and 95th percentile in mm, aligned."""
+    heads = ("image", "mean_mm", "median_mm", "p95_mm")
+    lines = [heads] + [(str(row["image"]), *(f"{row[key]:.3f}" for key in heads[1:])) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in lines
+    )
+
+
+def tsv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    """Tab-separated text with a header; numbers with 4 decimals, n/a (BIDS) where there is none."""
+
+    def cell(value: object) -> str:
+        if value is None:
+            return "n/a"
+        return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
+
+    return (
+        "\n".join(["\t".join(columns)] + ["\t".join(cell(row.get(key)) for key in columns) for row in rows])
+        + "\n"
+    )
+
+
+def within(on_progress: OnProgress | None, stage: str) -> OnProgress | None:
+    """The same listener, with the stages of an inner function shown as part of `stage`."""
+    if on_progress is None:
+        return None
+
+    def inner(progress: Progress) -> None:
+        on_progress(
+            Progress(
+                f"{stage}: {progress.stage}", progress.step, progress.of, progress.message, progress.preview
+            )
+        )
+
+    return inner
+
+
+class _Outputs:
+    """Where a job writes. Made before the work starts: a name that cannot be used is refused at once."""
+
+    def __init__(
+        self, inputs: Sequence[str | Path], main: str | Path | None, others: Mapping[str, str | Path | None]
+    ):
+        self._main = None if main is None else Path(main)
+        self._paths = {name: Path(path) for name, path in others.items() if path is not None}
+        self.written: dict[str, Path] = {}
+        self._refuse_clashes([Path(path) for path in inputs])
+
+    def _refuse_clashes(self, inputs: list[Path]) -> None:
+        wanted = ([] if self._main is None else [self._main]) + list(self._paths.values())
+        kept = {path.resolve() for path in inputs}
+        # A BIDS input has a sidecar of its own, which ours must not replace.
+        kept |= {_sidecar_of(path).resolve() for path in inputs if _is_volume_name(path)}
+        taken: set[Path] = set()
+        for path in wanted:
+            if path.is_dir():
+                raise RefaceRiskError("is a folder", "name a file to write", path)
+            folder = next(parent for parent in path.resolve().parents if parent.exists())
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise RefaceRiskError(f"{folder} cannot be written to", "choose another folder", path)
+            for name in {path.resolve()} | (
+                {_sidecar_of(path).resolve()} if _is_volume_name(path) else set()
+            ):
+                if name in kept:
+                    raise RefaceRiskError("would overwrite an input", "give another output name", path)
+                if name in taken:
+                    raise RefaceRiskError("is needed for two outputs", "give another output name", path)
+                taken.add(name)
+        for path in (self._main, self._paths.get("mask")):
+            if path is not None and (not _is_volume_name(path) or path.suffix.lower() == ".nhdr"):
+                raise RefaceRiskError(
+                    "is no name for a volume", "end it in .nii.gz, .nii, .mgz or .nrrd", path
+                )
+
+    def path(self, name: str) -> Path:
+        path = self._paths[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def begin(self) -> None:
+        """Takes away the volume of an earlier run, so that it never stands beside newer files."""
+        if self._main is not None:
+            try:
+                self._main.parent.mkdir(parents=True, exist_ok=True)
+                self._main.unlink(missing_ok=True)
+            except OSError as error:
+                raise RefaceRiskError(
+                    f"cannot be written ({error.strerror})", "choose another folder", self._main
+                ) from error
+
+    def volume(self, name: str, volume: volumes.Volume, record: Mapping) -> None:
+        path = self._paths.get(name, self._main)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        volumes.sidecar(path, **record)
+        volumes.save(volume, path)
+        self.written[name] = path
+
+    def text(self, name: str, text: str) -> None:
+        self.written[name] = write_text(text, self._paths[name])
+
+    def note(self, name: str) -> None:
+        self.written[name] = self._paths[name]
+
+
+def _rows(measurement, names: Iterable[str]) -> list[dict]:
+    rows = []
+    for name in names:
+        for region, found in measurement[name].items():
+            if found is None:
+                continue
+            rows.append(
+                {
+                    "image": name,
+                    "region": region,
+                    "mean_mm": float(found.mean),
+                    "median_mm": float(found.median),
+                    "p95_mm": float(found.p95),
+                    "max_mm": float(found.max),
+                    "symmetric_mean_mm": float(found.symmetric_mean),
+                }
+            )
+    return rows
+
+
+def _draw(
+    measurement, order: Sequence[str], titles: Mapping[str, str], registration: Registration, path: Path
+) -> None:
+    from .surface.render import FaceRow, HeatRow, faces_figure
+
+    rows = [FaceRow("original", measurement.original, "")]
+    for name in order:
+        mean = measurement[name]["face"].mean
+        rows.append(FaceRow(titles.get(name, name), measurement.surfaces[name], f"{mean:.2f} mm"))
+    heat = [
+        HeatRow(titles.get(name, name), measurement.original, measurement[name]["face"].per_vertex)
+        for name in order
+    ]
+    faces_figure(rows, path, heat=heat, frame=registration.matrix)
+
+
+def _labels(paths: Sequence[str | Path]) -> list[str]:
+    """File names without their endings; with the folder in front where two files have the same name."""
+    stems = [_stem(Path(path)) for path in paths]
+    full = [f"{Path(path).resolve().parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]
+    labels = [name if stems.count(stem) > 1 else stem for stem, name in zip(stems, full, strict=True)]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise RefaceRiskError(
+            f"two images are called {twice}", "give each image once, from folders of different names"
+        )
+    return labels
+
+
+def _stem(path: Path) -> str:
+    ending = next((ending for ending in volumes.EXTENSIONS if path.name.lower().endswith(ending)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def _is_volume_name(path: Path) -> bool:
+    return _stem(path) != path.name
+
+
+def _sidecar_of(path: Path) -> Path:
+    return path.with_name(_stem(path) + ".json")
+
+
+def _member(folder: str | Path, number: int) -> Path:
+    return Path(folder) / f"sample-{number:02d}.nii.gz"
+
+
+def _note(how: str) -> str:
+    return f"{SYNTHETIC} ({how})"[:79]  # what a NIfTI description holds
+
+
+def _origin(volume: volumes.Volume, path: str | Path) -> dict:
+    return {"path": str(path), "sha256": volume.meta.sha256}
+
+
+def _weights(refacer) -> dict | None:
+    weights = getattr(refacer, "weights", None)
+    return dict(weights) if isinstance(weights, Mapping) else None
+
+
+def _as_volume(array_or_volume, like: volumes.Volume) -> volumes.Volume:
+    if isinstance(array_or_volume, volumes.Volume):
+        return array_or_volume
+    return like.with_intensities(np.asarray(array_or_volume))
+
+
+def _is_flat(values: np.ndarray) -> bool:
+    return values.size == 0 or bool(np.mean(values == np.median(values)) > 0.99)
+
+
+def _plain(value: object) -> object:
+    """Dataclasses and numpy numbers as JSON holds them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and np.size(value) == 1 else value
