@@ -45,9 +45,11 @@ bench: $(READY) ## the benchmarks behind the numbers that we publish
 	@for script in Testing/benchmarks/*.py; do \
 		echo "== $$script"; "$(IN)/python" "$$script" $(ARGS) || exit 1; done
 
-template: $(READY) ## build the average head again; DATA=folder of whole-head T1w volumes
-	@test -n "$(DATA)" || { echo "make template DATA=/folder/of/volumes"; exit 1; }
-	"$(IN)/python" -m RefaceRiskLib.template build --data "$(DATA)" $(ARGS)
+template: $(READY) ## build the average head again; COHORT=folder of heads, LABELS=folder of label heads
+	@test -n "$(COHORT)" -a -n "$(LABELS)" || { \
+		echo "make template COHORT=/folder/of/heads LABELS=/folder/of/label/heads"; exit 1; }
+	"$(IN)/python" -m RefaceRiskLib.template build --cohort "$(COHORT)" --labels "$(LABELS)" \
+		--out Resources/Template $(ARGS)
 
 clean: ## remove caches and build results; keeps .venv
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

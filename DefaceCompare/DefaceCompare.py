@@ -99,7 +99,8 @@ class DefaceCompareWidget(Panel):
 
     def onEnd(self, outputs: "Outputs", error: Exception | None) -> None:
         if outputs.verdicts is not None:
-            self._parameterNode.verdicts = outputs.verdicts
+            # The panel may have been left meanwhile, and has no parameter node then; the scene has.
+            self.logic.getParameterNode().verdicts = outputs.verdicts
         if outputs.defaced:
             show_in_slices(background=next(iter(outputs.defaced.values())))
         self.showEnd(error)

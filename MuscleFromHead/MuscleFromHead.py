@@ -114,9 +114,7 @@ def segmentArrays(segmentation, ct) -> dict[str, np.ndarray]:
         if voxels.any():
             arrays[segmentation.GetSegmentation().GetSegment(identifier).GetName()] = voxels > 0
     if not arrays:
-        raise RefaceRiskError(
-            "the segmentation is empty on this CT", "segment a muscle first", segmentation.GetName()
-        )
+        raise RefaceRiskError("the segmentation is empty on this CT", "segment a muscle first", segmentation.GetName())
     return arrays
 
 

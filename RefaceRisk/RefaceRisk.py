@@ -31,7 +31,8 @@ class RefaceRisk(ScriptedLoadableModule):
         parent.contributors = ["The MRIRefaceRisk developers"]
         parent.helpText = _(
             "Draws a synthetic face into a defaced head MRI and, where you have the original, measures how "
-            "close the face comes: an audit of what defacing hides. Works on your own data, on your own computer."
+            "close the face comes: an audit of what defacing hides. It works on your own data, on your own "
+            "computer."
         )
         parent.acknowledgementText = _(
             "Makes the experiments of Gao et al., Comput. Biol. Med. 197 (2025) 111112, repeatable."
@@ -89,10 +90,7 @@ class RefaceRiskWidget(Panel):
         parameters = self._parameterNode
         if not parameters.defacedVolume:
             return _("Choose the defaced head")
-        if (
-            parameters.originalVolume
-            and parameters.originalVolume.GetID() == parameters.defacedVolume.GetID()
-        ):
+        if parameters.originalVolume and parameters.originalVolume.GetID() == parameters.defacedVolume.GetID():
             return _("The original and the defaced head are the same volume")
         return ""
 
@@ -114,7 +112,8 @@ class RefaceRiskWidget(Panel):
         if outputs.refaced is not None:
             show_in_slices(background=outputs.refaced)
         if outputs.distances is not None:
-            self._parameterNode.distances = outputs.distances
+            # The panel may have been left meanwhile, and has no parameter node then; the scene has.
+            self.logic.getParameterNode().distances = outputs.distances
         self.showEnd(error)
 
 
@@ -132,9 +131,7 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
     def getParameterNode(self) -> RefaceRiskParameterNode:
         return RefaceRiskParameterNode(super().getParameterNode())
 
-    def reface(
-        self, defaced, original=None, removed=None, model: str = "reference", seed: int = 0
-    ) -> Outputs:
+    def reface(self, defaced, original=None, removed=None, model: str = "reference", seed: int = 0) -> Outputs:
         """Draws a face into the volume node `defaced` and waits for it.
 
         :param original: volume node to measure distances against, if there is one
@@ -240,9 +237,7 @@ class RefaceRiskTest(ScriptedLoadableModuleTest):
         outputs = RefaceRiskLogic().reface(defaced, original, model="average")
         table = outputs.distances.GetTable()
         means = [table.GetColumn(2).GetValue(row) for row in range(2)]
-        self.assertEqual(
-            outputs.refaced.GetImageData().GetDimensions(), original.GetImageData().GetDimensions()
-        )
+        self.assertEqual(outputs.refaced.GetImageData().GetDimensions(), original.GetImageData().GetDimensions())
         self.assertGreater(means[0], means[1])
         self.delayDisplay("Test passed")
 

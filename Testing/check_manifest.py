@@ -33,14 +33,12 @@ def shipped(module_folder: Path) -> list[str]:
     return sorted(
         file.relative_to(module_folder).as_posix()
         for file in (*scripts, *resources)
-        if not any(
-            part.startswith(".") or part == "__pycache__" for part in file.relative_to(module_folder).parts
-        )
+        if not any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(module_folder).parts)
     )
 
 
 def complaints(root: Path = ROOT) -> list[str]:
-    """One line for each file that is not listed, is listed and absent, or is listed twice; none: all is well."""
+    """One line for each file that is not listed, or is absent, or is listed twice; none when all is well."""
     found = []
     top = (root / "CMakeLists.txt").read_text(encoding="utf-8")
     for module in MODULES:
@@ -48,13 +46,10 @@ def complaints(root: Path = ROOT) -> list[str]:
         if f"add_subdirectory({module})" not in top:
             found.append(f"{module} is not added in the top CMakeLists.txt")
         found += [
-            f"{module}/{file} is not listed in {module}/CMakeLists.txt"
-            for file in sorted(lies_there - set(files))
+            f"{module}/{file} is not listed in {module}/CMakeLists.txt" for file in sorted(lies_there - set(files))
         ]
         found += [f"{module}/{file} is listed and does not exist" for file in sorted(set(files) - lies_there)]
-        found += [
-            f"{module}/{file} is listed twice" for file in sorted({f for f in files if files.count(f) > 1})
-        ]
+        found += [f"{module}/{file} is listed twice" for file in sorted({f for f in files if files.count(f) > 1})]
     return found
 
 

@@ -220,7 +220,7 @@ def _add_train(commands) -> None:
         "torchrun to use several GPUs.",
         "refacerisk train coarse --data heads/ --out weights/",
     )
-    command.add_argument("stage", metavar="STAGE", help="stage of the model, e.g. linear, coarse, fine")
+    command.add_argument("stage", metavar="STAGE", help="linear, then coarse, then face")
     command.add_argument("--data", required=True, metavar="DIR", help="folder of whole-head volumes")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="folder for weights, checkpoints and the log"

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SYNTHETIC = f"SYNTHETIC face, MRIRefaceRisk {__version__}"
 DRAWING_METHODS = ("average_face",)  # defacers that put another face where the face was
-COLUMNS = ("image", "region", "mean_mm", "median_mm", "p95_mm", "max_mm", "symmetric_mean_mm")
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,7 @@ def deface(
         result = result.noted(description=_note(method))
     outputs.begin()
     if mask_out is not None:
-        mask = head.with_intensities(defaced.removed, dtype=np.uint8).noted(
-            description="1 = removed by defacing"
-        )
+        mask = head.with_intensities(defaced.removed, dtype=np.uint8).noted(description="1 = removed by defacing")
         outputs.volume("mask", mask, record)
     if quality_out is not None:
         outputs.text("quality", json.dumps(record["quality"], indent=2) + "\n")
@@ -106,11 +103,7 @@ def reface(
     (`uncertainty.nii.gz`).
     """
     inputs = [path for path in (source, mask) if path is not None]
-    drawn = (
-        {}
-        if samples_out is None
-        else {f"sample-{n:02d}": _member(samples_out, n) for n in range(1, samples + 1)}
-    )
+    drawn = {} if samples_out is None else {f"sample-{n:02d}": _member(samples_out, n) for n in range(1, samples + 1)}
     if samples_out is not None and samples > 1:
         drawn["uncertainty"] = Path(samples_out) / "uncertainty.nii.gz"
     outputs = _Outputs(inputs=inputs, main=out, others=drawn)
@@ -150,9 +143,7 @@ def reface(
     for name, sample in zip((name for name in drawn if name != "uncertainty"), refaced.samples, strict=False):
         outputs.volume(name, sample.noted(description=note), record)
     if "uncertainty" in drawn and refaced.uncertainty is not None:
-        spread = _as_volume(refaced.uncertainty, defaced).noted(
-            description=f"{SYNTHETIC}, SD of samples"[:79]
-        )
+        spread = _as_volume(refaced.uncertainty, defaced).noted(description=f"{SYNTHETIC}: SD of the skin in mm"[:79])
         outputs.volume("uncertainty", spread, record)
     outputs.volume("refaced", refaced.volume.noted(description=note), record)
     return Done(outputs.written, record, {"refaced": refaced, "defaced": defaced})
@@ -183,6 +174,7 @@ def measure(
     if picture is not None and Path(picture).suffix.lower() != ".png":
         raise RefaceRiskError("the picture is a PNG", "name the file .png", picture)
     from .registration import register
+    from .surface.measure import COLUMNS
     from .surface.measure import measure as measure_surfaces
     from .template import load_template
 
@@ -204,7 +196,7 @@ def measure(
         "original": _origin(head, original),
         "images": {name: _origin(image, named[name]) for name, image in images.items()},
         "registration": _plain(registration.quality),
-        "rows": _rows(measurement, named),
+        "rows": sorted(measurement.rows(), key=lambda row: row["region"] != "face"),
     }
     if picture is not None:
         report(on_progress, "measure", 3, steps, "picture")
@@ -215,9 +207,7 @@ def measure(
     if out is not None:
         outputs.begin()
         text = (
-            tsv(record["rows"], COLUMNS)
-            if Path(out).suffix.lower() == ".tsv"
-            else json.dumps(record, indent=2) + "\n"
+            tsv(record["rows"], COLUMNS) if Path(out).suffix.lower() == ".tsv" else json.dumps(record, indent=2) + "\n"
         )
         outputs.text("distances", text)
     report(on_progress, "measure", steps, steps)
@@ -260,8 +250,7 @@ def defacing_methods() -> dict[str, str]:
     from .defacing import METHODS
 
     told = {
-        name: getattr(sys.modules.get(getattr(run, "__module__", "")), "__doc__", "")
-        for name, run in METHODS.items()
+        name: getattr(sys.modules.get(getattr(run, "__module__", "")), "__doc__", "") for name, run in METHODS.items()
     }
     return {name: (text or "").strip().split("\n")[0] for name, text in told.items()}
 
@@ -278,9 +267,7 @@ def load_mask(path: str | Path, like: volumes.Volume) -> np.ndarray:
             "use the mask that `refacerisk deface --mask-out` wrote for this head",
             path,
         )
-    removed = (
-        np.asarray(mask.voxels) > 0.5 * float(np.max(mask.voxels, initial=0)) if np.any(mask.voxels) else None
-    )
+    removed = np.asarray(mask.voxels) > 0.5 * float(np.max(mask.voxels, initial=0)) if np.any(mask.voxels) else None
     if removed is None or not removed.any():
         raise RefaceRiskError("the mask is empty", "1 marks the removed region", path)
     if removed.all() or (_is_flat(like.voxels[~removed]) and not _is_flat(like.voxels[removed])):
@@ -295,8 +282,7 @@ def table(rows: Sequence[Mapping]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join(
         "  ".join(
-            [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            [line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         )
         for line in lines
     )
@@ -310,10 +296,7 @@ def tsv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
             return "n/a"
         return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
 
-    return (
-        "\n".join(["\t".join(columns)] + ["\t".join(cell(row.get(key)) for key in columns) for row in rows])
-        + "\n"
-    )
+    return "\n".join(["\t".join(columns)] + ["\t".join(cell(row.get(key)) for key in columns) for row in rows]) + "\n"
 
 
 def within(on_progress: OnProgress | None, stage: str) -> OnProgress | None:
@@ -323,9 +306,7 @@ def within(on_progress: OnProgress | None, stage: str) -> OnProgress | None:
 
     def inner(progress: Progress) -> None:
         on_progress(
-            Progress(
-                f"{stage}: {progress.stage}", progress.step, progress.of, progress.message, progress.preview
-            )
+            Progress(f"{stage}: {progress.stage}", progress.step, progress.of, progress.message, progress.preview)
         )
 
     return inner
@@ -334,9 +315,7 @@ def within(on_progress: OnProgress | None, stage: str) -> OnProgress | None:
 class _Outputs:
     """Where a job writes. Made before the work starts: a name that cannot be used is refused at once."""
 
-    def __init__(
-        self, inputs: Sequence[str | Path], main: str | Path | None, others: Mapping[str, str | Path | None]
-    ):
+    def __init__(self, inputs: Sequence[str | Path], main: str | Path | None, others: Mapping[str, str | Path | None]):
         self._main = None if main is None else Path(main)
         self._paths = {name: Path(path) for name, path in others.items() if path is not None}
         self.written: dict[str, Path] = {}
@@ -354,9 +333,7 @@ class _Outputs:
             folder = next(parent for parent in path.resolve().parents if parent.exists())
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise RefaceRiskError(f"{folder} cannot be written to", "choose another folder", path)
-            for name in {path.resolve()} | (
-                {_sidecar_of(path).resolve()} if _is_volume_name(path) else set()
-            ):
+            for name in {path.resolve()} | ({_sidecar_of(path).resolve()} if _is_volume_name(path) else set()):
                 if name in kept:
                     raise RefaceRiskError("would overwrite an input", "give another output name", path)
                 if name in taken:
@@ -364,9 +341,7 @@ class _Outputs:
                 taken.add(name)
         for path in (self._main, self._paths.get("mask")):
             if path is not None and (not _is_volume_name(path) or path.suffix.lower() == ".nhdr"):
-                raise RefaceRiskError(
-                    "is no name for a volume", "end it in .nii.gz, .nii, .mgz or .nrrd", path
-                )
+                raise RefaceRiskError("is no name for a volume", "end it in .nii.gz, .nii, .mgz or .nrrd", path)
 
     def path(self, name: str) -> Path:
         path = self._paths[name]
@@ -398,29 +373,7 @@ class _Outputs:
         self.written[name] = self._paths[name]
 
 
-def _rows(measurement, names: Iterable[str]) -> list[dict]:
-    rows = []
-    for name in names:
-        for region, found in measurement[name].items():
-            if found is None:
-                continue
-            rows.append(
-                {
-                    "image": name,
-                    "region": region,
-                    "mean_mm": float(found.mean),
-                    "median_mm": float(found.median),
-                    "p95_mm": float(found.p95),
-                    "max_mm": float(found.max),
-                    "symmetric_mean_mm": float(found.symmetric_mean),
-                }
-            )
-    return rows
-
-
-def _draw(
-    measurement, order: Sequence[str], titles: Mapping[str, str], registration: Registration, path: Path
-) -> None:
+def _draw(measurement, order: Sequence[str], titles: Mapping[str, str], registration: Registration, path: Path) -> None:
     from .surface.render import FaceRow, HeatRow, faces_figure
 
     rows = [FaceRow("original", measurement.original, "")]
@@ -428,8 +381,7 @@ def _draw(
         mean = measurement[name]["face"].mean
         rows.append(FaceRow(titles.get(name, name), measurement.surfaces[name], f"{mean:.2f} mm"))
     heat = [
-        HeatRow(titles.get(name, name), measurement.original, measurement[name]["face"].per_vertex)
-        for name in order
+        HeatRow(titles.get(name, name), measurement.original, measurement[name]["face"].per_vertex) for name in order
     ]
     faces_figure(rows, path, heat=heat, frame=registration.matrix)
 
@@ -441,9 +393,7 @@ def _labels(paths: Sequence[str | Path]) -> list[str]:
     labels = [name if stems.count(stem) > 1 else stem for stem, name in zip(stems, full, strict=True)]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
-        raise RefaceRiskError(
-            f"two images are called {twice}", "give each image once, from folders of different names"
-        )
+        raise RefaceRiskError(f"two images are called {twice}", "give each image once, from folders of different names")
     return labels
 
 

@@ -52,13 +52,17 @@ class Registration:
 
     matrix: np.ndarray
     displacement: np.ndarray | None = None
-    quality: RegistrationQuality = field(default_factory=lambda: RegistrationQuality(0.0, 0.0, "failed", "not measured"))
+    quality: RegistrationQuality = field(
+        default_factory=lambda: RegistrationQuality(0.0, 0.0, "failed", "not measured")
+    )
 
 
 # --- images made comparable -----------------------------------------------------------------------------------
 
 
-def locally_normalised(image: np.ndarray, spacing: float, window_mm: float, known: np.ndarray | None = None) -> np.ndarray:
+def locally_normalised(
+    image: np.ndarray, spacing: float, window_mm: float, known: np.ndarray | None = None
+) -> np.ndarray:
     """(image - local mean) / local standard deviation, Gaussian window of ``window_mm`` (sigma, mm).
 
     Squared differences of two such images are 2 - 2 x their local correlation: minimising the one maximises the
@@ -156,7 +160,9 @@ def _gauss_newton(points, values, moving, matrix, iterations, rigid=False, signe
             jacobian = jacobian @ _similarity_basis(matrix, centre, scale)
         weighted = jacobian * weight[:, None]
         normal = weighted.T @ jacobian
-        step = np.linalg.solve(normal + damping * np.trace(normal) / len(normal) * np.eye(len(normal)), weighted.T @ residual)
+        step = np.linalg.solve(
+            normal + damping * np.trace(normal) / len(normal) * np.eye(len(normal)), weighted.T @ residual
+        )
         if rigid:
             step = _similarity_basis(matrix, centre, scale) @ step
         step = step.reshape(3, 4)
@@ -342,7 +348,9 @@ def polish(fine, fine_affine, template, matrix: np.ndarray) -> np.ndarray:
     """Gauss-Newton on local correlation at 4 mm and 2 mm; kept only where it raises the correlation."""
     for spacing, window, count, iterations in ((MIDDLE_MM, 12.0, 12000, 15), (WORKING_MM, 8.0, 60000, 12)):
         points, values = _core_points(template, spacing, window, count)
-        image, affine = working_image(Volume(fine, fine_affine), spacing) if spacing > WORKING_MM else (fine, fine_affine)
+        image, affine = (
+            working_image(Volume(fine, fine_affine), spacing) if spacing > WORKING_MM else (fine, fine_affine)
+        )
         moving = _Moving.of(image, affine, window)
         matrix, _ = _gauss_newton(points, values, moving, matrix, iterations, signed=False)
     return matrix
@@ -371,7 +379,9 @@ def deform(
     for spacing, iterations, smoothing in levels:
         image, affine = working_image(Volume(template.image, template.affine), spacing)
         target = locally_normalised(image, spacing, 2 * spacing)
-        source, source_affine = working_image(Volume(fine, fine_affine), spacing) if spacing > WORKING_MM else (fine, fine_affine)
+        source, source_affine = (
+            working_image(Volume(fine, fine_affine), spacing) if spacing > WORKING_MM else (fine, fine_affine)
+        )
         moving = _Moving.of(source, source_affine, 2 * spacing)
         here = resample(np.asarray(weight, np.float32), template.affine, target.shape, affine)
         field_ = _resample_field(displacement, template.affine, target.shape, affine)
@@ -428,7 +438,9 @@ def assess(fine, fine_affine, template: Template, registration: Registration, no
 # --- carrying arrays ----------------------------------------------------------------------------------------------
 
 
-def pull(array, affine, registration: Registration, shape, template_affine, order: int = 1, cval: float = 0.0) -> np.ndarray:
+def pull(
+    array, affine, registration: Registration, shape, template_affine, order: int = 1, cval: float = 0.0
+) -> np.ndarray:
     """An array on the head's grid brought onto a template-space grid (``shape``, ``template_affine``)."""
     if registration.displacement is None:
         return resample(array, affine, shape, template_affine, registration.matrix, order, cval)
@@ -439,7 +451,9 @@ def pull(array, affine, registration: Registration, shape, template_affine, orde
     return ndimage.map_coordinates(np.asarray(array, np.float32), np.moveaxis(index, -1, 0), order=order, cval=cval)
 
 
-def carry(array, template: Template, registration: Registration, head: Volume, order: int = 1, cval: float = 0.0) -> np.ndarray:
+def carry(
+    array, template: Template, registration: Registration, head: Volume, order: int = 1, cval: float = 0.0
+) -> np.ndarray:
     """An array on the template's grid brought onto the grid of ``head``: (I, J, K) float32.
 
     A displacement is applied first, on the template's own grid, then the affine: a head of 256 cubed voxels costs one
@@ -466,6 +480,7 @@ def inverse_displacement(displacement: np.ndarray, affine: np.ndarray, rounds: i
     for _ in range(rounds):
         index = grid + np.tensordot(to_index, np.moveaxis(back, -1, 0), axes=1)
         back = -np.stack(
-            [ndimage.map_coordinates(displacement[..., axis], index, order=1, mode="nearest") for axis in range(3)], axis=-1
+            [ndimage.map_coordinates(displacement[..., axis], index, order=1, mode="nearest") for axis in range(3)],
+            axis=-1,
         )
     return back

@@ -11,9 +11,23 @@ from scipy import ndimage
 
 from .volumes import Meta, Volume, resample
 
-WHITE, GREY, CSF, CORD = (2, 7, 28, 41, 46, 60, 16, 85, 530), (3, 8, 17, 18, 42, 47, 53, 54), (24, 4, 5, 14, 15, 43, 44), (512,)
+WHITE, GREY, CSF, CORD = (
+    (2, 7, 28, 41, 46, 60, 16, 85, 530),
+    (3, 8, 17, 18, 42, 47, 53, 54),
+    (24, 4, 5, 14, 15, 43, 44),
+    (512,),
+)
 DEEP_GREY = (10, 11, 12, 13, 26, 49, 50, 51, 52, 58)
-SKIN, SOFT, MUCOSA, EYES, BONE, MARROW, DURA, VESSELS = (511,), (507,), (509,), (506,), (515,), (516,), (514,), (502, 508)
+SKIN, SOFT, MUCOSA, EYES, BONE, MARROW, DURA, VESSELS = (
+    (511,),
+    (507,),
+    (509,),
+    (506,),
+    (515,),
+    (516,),
+    (514,),
+    (502, 508),
+)
 
 # Relative to white matter; typical of a 3 T MPRAGE.
 T1W = {
@@ -29,7 +43,12 @@ def is_brain(labels: np.ndarray) -> np.ndarray:
 
 
 def t1w_from_labels(
-    labels: Volume, seed: int = 0, spacing_mm: float | None = None, noise: float = 0.02, bias: float = 0.15, variation: float = 0.05
+    labels: Volume,
+    seed: int = 0,
+    spacing_mm: float | None = None,
+    noise: float = 0.02,
+    bias: float = 0.15,
+    variation: float = 0.05,
 ) -> Volume:
     """Synthetic T1w head from a label volume.
 
@@ -58,7 +77,9 @@ def t1w_from_labels(
         affine = labels.affine @ np.diag([*factor, 1.0])
         affine[:3, 3] = labels.affine[:3, 3] + labels.affine[:3, :3] @ ((factor - 1) / 2)
         image = resample(image, labels.affine, shape, affine)
-    field = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.array(shape) / 4, order=3)[: shape[0], : shape[1], : shape[2]]
+    field = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.array(shape) / 4, order=3)[
+        : shape[0], : shape[1], : shape[2]
+    ]
     image = image * np.exp(bias * field / max(float(field.std()), 1e-6))
     real, imaginary = rng.standard_normal((2, *shape), dtype=np.float32) * noise
     image = np.hypot(image + real, imaginary)

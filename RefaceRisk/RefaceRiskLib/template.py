@@ -17,7 +17,16 @@ from scipy import ndimage
 from .resources import template_file
 
 # Bits of regions.nii.gz.
-REGIONS = {"brain": 1, "eyes": 2, "bone": 4, "surface": 8, "face": 16, "ears": 32, "core": 64, "removable": 128}
+REGIONS = {
+    "brain": 1,
+    "eyes": 2,
+    "bone": 4,
+    "surface": 8,
+    "face": 16,
+    "ears": 32,
+    "core": 64,
+    "removable": 128,
+}
 
 
 @dataclass(frozen=True)

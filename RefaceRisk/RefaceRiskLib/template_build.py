@@ -98,7 +98,7 @@ def first_template(reference: Subject) -> Template:
     upper = inside[inside[:, 2] > crown - 120]
     middle = (np.percentile(upper, 1, axis=0) + np.percentile(upper, 99, axis=0)) / 2
     matrix = np.eye(4)
-    matrix[:3, 3] = [middle[0], middle[1] - 10, crown - 110]
+    matrix[:3, 3] = [middle[0], middle[1] + 6, crown - 110]
     return average([replace(reference, registration=Registration(matrix))], canonical_affine(), symmetric=False)
 
 
@@ -129,7 +129,9 @@ def with_core(template: Template, brain: np.ndarray | None = None) -> Template:
         core = (template.skin_distance < 6) & (points[..., 2] > crown - 135)
         core &= (points[..., 1] < front - 45) | (points[..., 2] > crown - 75)
     else:
-        core = (distance_map(brain, template.spacing) < 22) & (template.skin_distance < 6) & ~template.region("removable")
+        core = (
+            (distance_map(brain, template.spacing) < 22) & (template.skin_distance < 6) & ~template.region("removable")
+        )
     regions = (template.regions & ~np.uint8(REGIONS["core"])) | np.uint8(REGIONS["core"]) * core
     return replace(template, regions=regions.astype(np.uint8))
 
@@ -143,7 +145,10 @@ def unbiased(subjects: list[Subject]) -> list[Subject]:
     left, stretch, right = np.linalg.svd(drift[:3, :3])
     undo = np.eye(4)
     undo[:3, :3] = right.T @ np.diag(1 / stretch) @ right
-    return [replace(s, registration=Registration(s.registration.matrix @ undo, s.registration.displacement)) for s in subjects]
+    return [
+        replace(s, registration=Registration(s.registration.matrix @ undo, s.registration.displacement))
+        for s in subjects
+    ]
 
 
 def symmetrising(template: Template) -> np.ndarray:
@@ -153,7 +158,9 @@ def symmetrising(template: Template) -> np.ndarray:
     return np.real(sqrtm(FLIP @ matrix @ FLIP))
 
 
-def groupwise(cohort: list[Subject], labelled: list[Subject], on_progress: OnProgress | None = None) -> tuple[Template, list[Subject]]:
+def groupwise(
+    cohort: list[Subject], labelled: list[Subject], on_progress: OnProgress | None = None
+) -> tuple[Template, list[Subject]]:
     """Two affine and two deformable rounds over all heads."""
     subjects = cohort + labelled
     template = first_template(cohort[2])
@@ -169,7 +176,9 @@ def groupwise(cohort: list[Subject], labelled: list[Subject], on_progress: OnPro
     return template, subjects
 
 
-def _registered(subjects: list[Subject], template: Template, name: str, deformable: bool, on_progress: OnProgress | None) -> list[Subject]:
+def _registered(
+    subjects: list[Subject], template: Template, name: str, deformable: bool, on_progress: OnProgress | None
+) -> list[Subject]:
     """All heads registered with the template; from where the last round left them, if there was one."""
 
     def one(subject: Subject) -> Subject:
@@ -228,7 +237,8 @@ def find_landmarks(template: Template) -> dict[str, np.ndarray]:
     downward = np.flatnonzero((heights < heights[tip] - 40) & (heights > bottom))
     chin = int(downward[np.argmax(profile[downward])])
     marks = {
-        name: np.array([0.0, profile[k], heights[k]]) for name, k in (("nasion", nasion), ("nose_tip", tip), ("chin", chin))
+        name: np.array([0.0, profile[k], heights[k]])
+        for name, k in (("nasion", nasion), ("nose_tip", tip), ("chin", chin))
     }
     opened = ndimage.distance_transform_edt(~(ndimage.distance_transform_edt(head) * SPACING > 12)) * SPACING <= 12
     bulge = head & ~opened & (np.abs(points[..., 0]) > 60) & (np.abs(points[..., 2] - heights[tip]) < 50)
@@ -288,7 +298,9 @@ def build(cohort_folder: Path, labels_folder: Path, out: Path, on_progress: OnPr
     cohort, labelled = read_cohort(cohort_folder, on_progress), read_label_heads(labels_folder, on_progress)
     template, subjects = groupwise(cohort, labelled, on_progress)
     voters = [subject for subject in subjects if not subject.real]
-    brain = largest_component(ndimage.binary_fill_holes(vote(template, voters, lambda n: is_brain(n) | (n == 24)) > 0.5))
+    brain = largest_component(
+        ndimage.binary_fill_holes(vote(template, voters, lambda n: is_brain(n) | (n == 24)) > 0.5)
+    )
     eyes = vote(template, voters, lambda n: np.isin(n, EYES)) > 0.4
     bone = vote(template, voters, lambda n: np.isin(n, BONE + MARROW)) > 0.5
     template = mark_regions(crisp_skin(template), brain, eyes, bone)
@@ -301,7 +313,9 @@ def write(template: Template, out: Path, names: list[str], name: str = "average_
     scales = {"image_scale": 150.0, "distance_scale": 100.0}
     arrays = {
         "T1w": np.clip(np.rint(template.image * scales["image_scale"]), 0, 255).astype(np.uint8),
-        "skin_distance": np.rint(np.clip(template.skin_distance, -DISTANCE_LIMIT, DISTANCE_LIMIT) * scales["distance_scale"]).astype(np.int16),
+        "skin_distance": np.rint(
+            np.clip(template.skin_distance, -DISTANCE_LIMIT, DISTANCE_LIMIT) * scales["distance_scale"]
+        ).astype(np.int16),
         "regions": template.regions,
     }
     for suffix, array in arrays.items():
@@ -326,7 +340,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m RefaceRiskLib.template", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="average a cohort into a template")
-    command.add_argument("--cohort", type=Path, required=True, help="folder of whole-head T1w volumes with participants.tsv")
+    command.add_argument(
+        "--cohort", type=Path, required=True, help="folder of whole-head T1w volumes with participants.tsv"
+    )
     command.add_argument("--labels", type=Path, required=True, help="folder of label heads (training_seg_NN.nii.gz)")
     command.add_argument("--out", type=Path, required=True, help="folder that receives the template")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)

@@ -35,7 +35,9 @@ def body_level(image: np.ndarray) -> float:
     return float(centres[np.argmax(between)]) / 2
 
 
-def head_mask(image: np.ndarray, spacing: np.ndarray | float, level: float | None = None, closing_mm: float = 6.0) -> np.ndarray:
+def head_mask(
+    image: np.ndarray, spacing: np.ndarray | float, level: float | None = None, closing_mm: float = 6.0
+) -> np.ndarray:
     """Head with its cavities, (I, J, K) bool: above ``level``, closed by ``closing_mm``, filled, largest component."""
     spacing = np.broadcast_to(np.asarray(spacing, float), 3)
     tissue = image > (body_level(image) if level is None else level)

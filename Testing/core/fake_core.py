@@ -16,6 +16,7 @@ from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.progress import report
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+COLUMNS = ("image", "region", "mean_mm", "median_mm", "p95_mm", "max_mm", "symmetric_mean_mm")
 METHODS = {"mri_deface": None, "pydeface": None, "average_face": None}
 
 
@@ -96,6 +97,16 @@ class Measured(dict):
     def surfaces(self):
         return dict.fromkeys(self)
 
+    def rows(self):
+        """As the real one: one row an image and region that was measured."""
+        return [
+            {"image": image, "region": region}
+            | {f"{name}_mm": getattr(found, name) for name in ("mean", "median", "p95", "max", "symmetric_mean")}
+            for image, regions in self.items()
+            for region, found in regions.items()
+            if found is not None
+        ]
+
 
 def faces_figure(rows, path, heat=None, frame=None):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + "|".join(row.label for row in rows).encode())
@@ -107,7 +118,7 @@ def install(monkeypatch) -> None:
     parts = {
         "defacing": {"METHODS": METHODS, "deface": deface},
         "diffusion.cascade": {"Refacer": Refacer},
-        "surface.measure": {"measure": measure},
+        "surface.measure": {"measure": measure, "COLUMNS": COLUMNS},
         "surface.render": {
             "faces_figure": faces_figure,
             "FaceRow": lambda label, surface, distance_text: row(label=label),

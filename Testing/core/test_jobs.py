@@ -1,4 +1,4 @@
-"""The verbs with the real parts, on one real head at 2 mm: deface, reface, measure, through the command line."""
+"""The verbs with the real parts, on one real head at 2 mm, through the command line."""
 
 from __future__ import annotations
 

@@ -38,21 +38,20 @@ def test_every_shipped_file_is_listed_and_every_listed_file_exists(manifest):
 def test_a_script_that_is_left_out_is_named(manifest, a_copy):
     lists = a_copy / "RefaceRisk" / "CMakeLists.txt"
     lists.write_text(lists.read_text().replace("  RefaceRiskLib/volumes.py\n", ""))
-    assert manifest.complaints(a_copy) == [
-        "RefaceRisk/RefaceRiskLib/volumes.py is not listed in RefaceRisk/CMakeLists.txt"
-    ]
+    complaint = "RefaceRisk/RefaceRiskLib/volumes.py is not listed in RefaceRisk/CMakeLists.txt"
+    assert complaint in manifest.complaints(a_copy)
 
 
 def test_a_resource_that_is_gone_is_named(manifest, a_copy):
     (a_copy / "DefaceCompare" / "Resources" / "UI" / "DefaceCompare.ui").unlink()
-    assert manifest.complaints(a_copy) == [
-        "DefaceCompare/Resources/UI/DefaceCompare.ui is listed and does not exist"
-    ]
+    complaint = "DefaceCompare/Resources/UI/DefaceCompare.ui is listed and does not exist"
+    assert complaint in manifest.complaints(a_copy)
 
 
 def test_a_new_icon_has_to_be_listed(manifest, a_copy):
     (a_copy / "MuscleFromHead" / "Resources" / "Icons" / "New.png").write_bytes(b"")
-    assert len(manifest.complaints(a_copy)) == 1
+    complaint = "MuscleFromHead/Resources/Icons/New.png is not listed in MuscleFromHead/CMakeLists.txt"
+    assert complaint in manifest.complaints(a_copy)
 
 
 def test_no_two_modules_install_a_file_of_the_same_name(manifest):

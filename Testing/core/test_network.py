@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("monai")
 
-from RefaceRiskLib.diffusion.network import NetworkConfig, build_network, parameter_count  # noqa: E402
+from RefaceRiskLib.diffusion.network import NetworkConfig, build_network, half_precision, parameter_count  # noqa: E402
 from RefaceRiskLib.diffusion.sampler import dpm_solver_pp_2m  # noqa: E402
 from RefaceRiskLib.diffusion.schedule import (  # noqa: E402
     add_noise,
@@ -158,6 +158,30 @@ def test_half_precision_autocast_gives_nearly_the_same_in_full_precision_numbers
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     assert (half - full).std() < 0.02 * full.std()
+
+
+def test_half_precision_learns_the_same_gradients():
+    net = trained()
+    x, cond = random(2, 2, 8, 8, 8), random(2, 3, 8, 8, 8, seed=1)
+    gradients = []
+    for half in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            estimate = net(x, cond, 0.0)
+        (estimate - cond[:, :2]).square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
+    assert not torch.equal(*gradients)
+
+
+def test_half_precision_is_used_where_the_hardware_has_it_and_nowhere_else(monkeypatch):
+    for able in (True, False):
+        for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, check, lambda able=able: able, raising=False)
+        with half_precision("cpu"):
+            assert torch.is_autocast_enabled("cpu") == able
+    with half_precision("mps"):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_short_training_learns_to_follow_the_condition():

@@ -46,9 +46,7 @@ def test_fat_within_a_label_counts_for_the_mean_and_not_for_the_share(a_ct_with_
 def test_the_axial_area_does_not_depend_on_how_the_file_is_stored(a_ct_with_two_muscles, axes):
     ct, labels = a_ct_with_two_muscles
     turned = [_stored_in_another_order(volume, axes) for volume in (ct, labels)]
-    assert [m.as_dict() for m in measure_muscles(*turned)] == [
-        m.as_dict() for m in measure_muscles(ct, labels)
-    ]
+    assert [m.as_dict() for m in measure_muscles(*turned)] == [m.as_dict() for m in measure_muscles(ct, labels)]
 
 
 def test_labels_on_another_grid_are_carried_over(a_ct_with_two_muscles):

@@ -31,7 +31,7 @@ def volume_from_node(node) -> Volume:
 
 
 def node_from_volume(volume: Volume, name: str, class_name: str = "vtkMRMLScalarVolumeNode"):
-    """A new node in the scene with the volume's intensities; under no transform, its affine leads to world RAS."""
+    """A new node with the volume's intensities, under no transform: its affine leads to world RAS."""
     # MRML knows no scale factor: what the numbers mean is what it gets.
     plain = volume.meta.slope == 1.0 and volume.meta.intercept == 0.0
     voxels = volume.voxels if plain else volume.intensities

@@ -25,9 +25,7 @@ def ensure_diffusion_packages() -> None:
                 "the diffusion model needs PyTorch",
                 "install the PyTorch extension from the Extensions Manager, or choose the linear model",
             ) from None
-        torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(
-            askConfirmation=True, torchVersionRequirement=TORCH
-        )
+        torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True, torchVersionRequirement=TORCH)
         if torch is None:
             raise RefaceRiskError("PyTorch was not installed", "the linear model does without it")
     missing = [requirement for name, requirement in BESIDE_TORCH.items() if find_spec(name) is None]
@@ -37,6 +35,4 @@ def ensure_diffusion_packages() -> None:
         try:
             slicer.packaging.pip_ensure(missing, requester="RefaceRisk")
         except RuntimeError as error:
-            raise RefaceRiskError(
-                f"{', '.join(missing)} not installed", "the linear model does without"
-            ) from error
+            raise RefaceRiskError(f"{', '.join(missing)} not installed", "the linear model does without") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
@@ -110,7 +109,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if parameterNode is not None:
             self._parameterNodeGuiTag = parameterNode.connectGui(self.ui)
             self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
-            self.onParametersChanged()
+        self.onParametersChanged()
 
     def onParametersChanged(self, caller=None, event=None) -> None:
         if self._parameterNode is not None:
@@ -190,12 +189,3 @@ def show_in_slices(background=None, foreground=None) -> None:
         return
     layers = {name: node for name, node in (("background", background), ("foreground", foreground)) if node}
     slicer.util.setSliceViewerLayers(**layers, fit=False)
-
-
-def process_events_until(done, seconds: float) -> bool:
-    """For self-tests: lets Qt's event loop run until `done()` or the time is over; tells which."""
-    timer = qt.QElapsedTimer()
-    timer.start()
-    while not done() and timer.elapsed() < 1000 * seconds:
-        slicer.app.processEvents()
-    return bool(done())

@@ -59,7 +59,9 @@ def deface(
     head = head or prepare(volume, on_progress=on_progress)
     if head.registration.quality.verdict == "failed" and not force:
         raise RefaceRiskError(
-            f"cannot be defaced: {head.registration.quality.reason}", "check that it is a whole head", volume.meta.path
+            f"cannot be defaced: {head.registration.quality.reason}",
+            "check that it is a whole head",
+            volume.meta.path,
         )
     report(on_progress, method, 0, 1)
     try:

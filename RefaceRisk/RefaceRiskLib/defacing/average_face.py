@@ -48,7 +48,9 @@ def replace_face(head: Volume, removed: np.ndarray, registration: Registration, 
     return draw_face(head, removed, affine_only, [(distance, grid)], [(tissue, grid)], level)
 
 
-def matched_tissue(average: np.ndarray, seen: np.ndarray, known: np.ndarray, level: float, reach: float = 6.0) -> np.ndarray:
+def matched_tissue(
+    average: np.ndarray, seen: np.ndarray, known: np.ndarray, level: float, reach: float = 6.0
+) -> np.ndarray:
     """The average's intensities in the head's own units, (X, Y, Z) float32: a smooth local gain, measured where soft
     tissue is known in both and continued into the hole (``reach``: sigma in voxels)."""
     both = known & (average > 0.25) & (seen > level)

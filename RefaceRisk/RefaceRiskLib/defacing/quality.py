@@ -13,7 +13,9 @@ from .base import Quality
 OK_SHARE, FAILED_SHARE = 0.80, 0.50
 
 
-def assess(head: Volume, removed: np.ndarray, brain: np.ndarray, registration: Registration, template: Template) -> Quality:
+def assess(
+    head: Volume, removed: np.ndarray, brain: np.ndarray, registration: Registration, template: Template
+) -> Quality:
     """Judge a removal mask. All arrays are on the head's grid."""
     touched = int((removed & brain).sum())
     share = face_surface_removed(head, removed, registration, template)
@@ -40,5 +42,12 @@ def face_surface_removed(head: Volume, removed: np.ndarray, registration: Regist
     face = skin & template.region("removable")
     face &= (points[..., 2] < landmarks["nasion"][2]) & (points[..., 2] > landmarks["chin"][2])
     face &= points[..., 1] > landmarks["nasion"][1] - 25
-    gone = pull(removed.astype(np.float32), head.affine, Registration(registration.matrix), template.shape, template.affine, cval=1.0)
+    gone = pull(
+        removed.astype(np.float32),
+        head.affine,
+        Registration(registration.matrix),
+        template.shape,
+        template.affine,
+        cval=1.0,
+    )
     return float((gone[face] > 0.5).mean()) if face.any() else 0.0

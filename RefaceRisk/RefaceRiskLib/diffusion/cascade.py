@@ -7,8 +7,6 @@ the result into the head's own voxels. torch is imported only when a diffusion m
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +16,12 @@ from scipy import ndimage
 from ..defacing.average_face import matched_tissue, replace_face
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from ..registration import Registration, pull, register
+from ..registration import Registration, register
 from ..resources import model_folder
 from ..surface.draw import draw_face
 from ..template import Grid, Template, load_template
 from ..volumes import Volume, check_head
-from .linear import LIMIT_MM, LinearFace, anchored, load_linear
+from .linear import LinearFace, anchored, load_linear
 from .space import CanonicalHead, canonical, coarse_grid, face_grid, halved, upsampled
 
 BUILT_IN = ("reference", "linear", "average")
@@ -110,9 +108,13 @@ class Refacer:
             raise RefaceRiskError(registration.quality.reason, "check that it is a whole head", defaced.meta.path)
         removed = estimate_removed(defaced, registration, template) if removed is None else np.asarray(removed, bool)
         if removed.shape != defaced.shape:
-            raise RefaceRiskError(f"the mask's shape {removed.shape} is not the volume's {defaced.shape}", "pass its own mask")
+            raise RefaceRiskError(
+                f"the mask's shape {removed.shape} is not the volume's {defaced.shape}", "pass its own mask"
+            )
         if not removed.any():
-            raise RefaceRiskError("nothing was removed from this head", "pass a defaced head or its mask", defaced.meta.path)
+            raise RefaceRiskError(
+                "nothing was removed from this head", "pass a defaced head or its mask", defaced.meta.path
+            )
         if self.name == "average":
             report(on_progress, "average face", 0, 1)
             volume = replace_face(defaced, removed, registration, template)
@@ -131,7 +133,12 @@ class Refacer:
         volumes = [task.draw(one) for one in maps]
         if len(maps) == 1:
             return Refaced(volumes[0], volumes, None, removed, registration)
-        mean = Maps(*(np.mean([getattr(one, name) for one in maps], axis=0) for name in ("coarse", "face", "tissue", "face_tissue")))
+        mean = Maps(
+            *(
+                np.mean([getattr(one, name) for one in maps], axis=0)
+                for name in ("coarse", "face", "tissue", "face_tissue")
+            )
+        )
         return Refaced(task.draw(mean), volumes, task.spread(maps), removed, registration)
 
 
@@ -196,7 +203,10 @@ class _Task:
         from ..surface.draw import sample_finest
 
         coarse, fine = self.grids
-        layers = [(np.std([one.coarse for one in maps], axis=0), coarse), (np.std([one.face for one in maps], axis=0), fine)]
+        layers = [
+            (np.std([one.coarse for one in maps], axis=0), coarse),
+            (np.std([one.face for one in maps], axis=0), fine),
+        ]
         points = np.argwhere(self.removed) @ self.defaced.affine[:3, :3].T + self.defaced.affine[:3, 3]
         inverse = np.linalg.inv(self.registration.matrix)
         out = np.zeros(self.defaced.shape, np.float32)

@@ -6,8 +6,11 @@ fly. Heads named in :data:`HELD_OUT` are never read.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,10 @@ class PreparedHead:
     def save(self, folder: Path) -> None:
         temporary = folder / f".{self.name}.tmp.npz"
         np.savez_compressed(
-            temporary, image=self.image.astype(np.float16), distance=self.distance.astype(np.float16), inside=np.packbits(self.inside)
+            temporary,
+            image=self.image.astype(np.float16),
+            distance=self.distance.astype(np.float16),
+            inside=np.packbits(self.inside),
         )
         temporary.replace(folder / f"{self.name}.npz")
 
@@ -50,34 +56,41 @@ class PreparedHead:
             return cls(path.stem, image, arrays["distance"].astype(np.float32), inside)
 
     def mirrored(self) -> PreparedHead:
-        return PreparedHead(self.name, *(np.ascontiguousarray(a[::-1]) for a in (self.image, self.distance, self.inside)))
+        return PreparedHead(
+            self.name, *(np.ascontiguousarray(a[::-1]) for a in (self.image, self.distance, self.inside))
+        )
 
 
-def prepare(data: Path, out: Path, on_progress: OnProgress | None = None) -> list[str]:
+def prepare(data: Path, out: Path, workers: int | None = None, on_progress: OnProgress | None = None) -> list[str]:
     """Register the whole heads under ``data`` (recursively; label heads by their name) and keep them in ``out``.
 
     Heads already there are not made again. Returns the names. Raises RefaceRiskError when no head is found.
     """
     out.mkdir(parents=True, exist_ok=True)
-    template = load_template()
     paths = [path for path in sorted(data.rglob("*.nii.gz")) if _wanted(path)]
-    names = []
-    for number, path in enumerate(paths):
-        name = path.name.removesuffix(".nii.gz")
-        report(on_progress, "prepare heads", number, len(paths), name)
-        if not (out / f"{name}.npz").exists():
-            volume = load(path)
-            if "seg" in name:
-                volume = t1w_from_labels(volume, seed=number, spacing_mm=template.spacing)
-            registration = register(volume, template)
-            if registration.quality.verdict == "failed":
-                continue
-            head = canonical(volume, None, registration, template)
-            PreparedHead(name, head.image, head.distance, head.inside).save(out)
-        names.append(name)
-    if not names:
+    if not paths:
         raise RefaceRiskError("no whole heads here", "pass a folder of T1w volumes (.nii.gz)", data)
+    names = []
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for name in pool.map(_prepare_one, paths, [out] * len(paths), range(len(paths))):
+            names.append(name)
+            report(on_progress, "prepare heads", len(names), len(paths), name)
     return names
+
+
+def _prepare_one(path: Path, out: Path, seed: int) -> str:
+    name = path.name.removesuffix(".nii.gz")
+    if (out / f"{name}.npz").exists():
+        return name
+    template = load_template()
+    volume = load(path)
+    if "seg" in name:
+        volume = t1w_from_labels(volume, seed=seed, spacing_mm=template.spacing)
+    registration = register(volume, template)
+    if registration.quality.verdict != "failed":
+        head = canonical(volume, None, registration, template)
+        PreparedHead(name, head.image, head.distance, head.inside).save(out)
+    return name
 
 
 def _wanted(path: Path) -> bool:
@@ -94,7 +107,9 @@ def load_prepared(folder: Path) -> list[PreparedHead]:
     return heads
 
 
-def fit_linear(heads: list[PreparedHead], modes: int = 48, ridge: float = 300.0, rng: np.random.Generator | None = None) -> LinearFace:
+def fit_linear(
+    heads: list[PreparedHead], modes: int = 48, ridge: float = 300.0, rng: np.random.Generator | None = None
+) -> LinearFace:
     """The linear model of these heads and their mirror images."""
     maps = np.stack([halved(head.distance) for head in heads])
     return LinearFace.fit(np.concatenate([maps, maps[:, ::-1]]), modes, ridge)
@@ -122,7 +137,11 @@ class MaskDrawer:
     @cached_property
     def shapes(self) -> dict[str, np.ndarray]:
         t = self.template
-        masks = {"mri_deface": t.region("removable"), "pydeface": t.face_mask, "fsl_deface": t.face_mask | t.ears}
+        masks = {
+            "mri_deface": t.region("removable"),
+            "pydeface": t.face_mask,
+            "fsl_deface": t.face_mask | t.ears,
+        }
         return {name: halved(mask.astype(np.float32)) for name, mask in masks.items()}
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -158,7 +177,11 @@ class MaskDrawer:
         tip, nasion = self.template.landmarks["nose_tip"], self.template.landmarks["nasion"]
         mask = np.zeros(self.points.shape[:3], bool)
         for _ in range(rng.integers(1, 5)):
-            middle = [rng.normal(0, 30), rng.uniform(nasion[1] - 30, tip[1]), rng.uniform(tip[2] - 65, nasion[2] + 40)]
+            middle = [
+                rng.normal(0, 30),
+                rng.uniform(nasion[1] - 30, tip[1]),
+                rng.uniform(tip[2] - 65, nasion[2] + 40),
+            ]
             radius = rng.uniform(12, 45, 3)
             offset = np.abs(self.points - np.array(middle, np.float32)) / radius
             mask |= (offset**2).sum(-1) < 1 if rng.random() < 0.6 else offset.max(-1) < 1
@@ -185,17 +208,24 @@ def _cubic_weights(places: np.ndarray, count: int) -> np.ndarray:
     return np.where(distance < 1, inner, outer)
 
 
-def warped(head: PreparedHead, shape, first, step: int, rng: np.random.Generator, strength_mm: float = 2.5) -> tuple[np.ndarray, ...]:
+def warped(
+    head: PreparedHead, shape, first, step: int, rng: np.random.Generator, strength_mm: float = 2.5
+) -> tuple[np.ndarray, ...]:
     """(image, distance, inside) of a randomly mirrored, bent and relit head, on every ``step``-th template voxel from
     ``first`` (3,) on. Distances change little under so smooth a bend."""
     if rng.random() < 0.5:
         head = head.mirrored()
-    index = np.meshgrid(*[f + (step - 1) / 2 + step * np.arange(n, dtype=np.float32) for f, n in zip(first, shape, strict=True)], indexing="ij")
+    index = np.meshgrid(
+        *[f + (step - 1) / 2 + step * np.arange(n, dtype=np.float32) for f, n in zip(first, shape, strict=True)],
+        indexing="ij",
+    )
     angles = rng.normal(0, 0.02, (3, 3))
     matrix = np.eye(3) + angles + np.diag(rng.normal(0, 0.02, 3))
     centre = (np.array(head.image.shape) - 1) / 2
     index = np.stack(index) - centre.reshape(3, 1, 1, 1)
-    index = np.tensordot(matrix.astype(np.float32), index, axes=1) + (centre + rng.normal(0, 0.6, 3)).reshape(3, 1, 1, 1).astype(np.float32)
+    index = np.tensordot(matrix.astype(np.float32), index, axes=1) + (centre + rng.normal(0, 0.6, 3)).reshape(
+        3, 1, 1, 1
+    ).astype(np.float32)
     strength = rng.uniform(0, strength_mm) / 2
     index = index + strength * np.stack([smooth_noise(shape, 5, rng) for _ in range(3)])
     source = (head.image, head.distance, head.inside.astype(np.float32))
@@ -216,4 +246,13 @@ def folds(heads: list[PreparedHead]) -> list[LinearFace]:
     return [models[n % FOLDS] for n in range(len(heads))]
 
 
-__all__ = ["MaskDrawer", "PreparedHead", "face_grid", "fit_linear", "folds", "load_prepared", "prepare", "warped"]
+__all__ = [
+    "MaskDrawer",
+    "PreparedHead",
+    "face_grid",
+    "fit_linear",
+    "folds",
+    "load_prepared",
+    "prepare",
+    "warped",
+]

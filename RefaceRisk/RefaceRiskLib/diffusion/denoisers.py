@@ -38,7 +38,9 @@ def load_stage(folder: Path, name: str) -> tuple[LoadedStage, str]:
         denoiser = build_network(stage.network)
         bounds = float(loaded.config["log_snr_min"]), float(loaded.config["log_snr_max"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RefaceRiskError(f"not a {name} stage ({error})", "pass a model folder written by training", folder) from None
+        raise RefaceRiskError(
+            f"not a {name} stage ({error})", "pass a model folder written by training", folder
+        ) from None
     load_weights(folder, shapes=shapes_of(denoiser))
     denoiser.load_state_dict(loaded.state_dict)
     return LoadedStage(stage, denoiser.eval(), *bounds), loaded.sha256
@@ -53,11 +55,20 @@ def choose_device(device: str) -> torch.device:
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise RefaceRiskError(f"device {device!r} cannot be used ({str(error).splitlines()[0]})", "use --device cpu") from None
+        raise RefaceRiskError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]})", "use --device cpu"
+        ) from None
 
 
 def sample_cascade(
-    model: Refacer, task: _Task, samples: int, steps: int, seed: int, device: str, temperature: float, on_progress: OnProgress | None
+    model: Refacer,
+    task: _Task,
+    samples: int,
+    steps: int,
+    seed: int,
+    device: str,
+    temperature: float,
+    on_progress: OnProgress | None,
 ) -> list[Maps]:
     """Draw ``samples`` completed faces, both stages each."""
     from .cascade import Maps
@@ -77,13 +88,35 @@ def sample_cascade(
     for number in range(samples):
         generator = torch.Generator().manual_seed(seed * 1009 + number)
         which = f" {number + 1}/{samples}" if samples > 1 else ""
-        low = _sample(model.stages["coarse"], coarse_example, steps, generator, where, temperature, f"coarse stage{which}", on_progress)
+        low = _sample(
+            model.stages["coarse"],
+            coarse_example,
+            steps,
+            generator,
+            where,
+            temperature,
+            f"coarse stage{which}",
+            on_progress,
+        )
         low_distance = upsampled(low[0], coarse_grid, face_grid)
         low_tissue = upsampled(low[1], coarse_grid, face_grid, order=1)
         fine_example = model.stages["face"].stage.example(
-            np.where(fine_known, fine_distance, low_distance), low_tissue, task.on_face(head.image), face_removed, fine_known
+            np.where(fine_known, fine_distance, low_distance),
+            low_tissue,
+            task.on_face(head.image),
+            face_removed,
+            fine_known,
         )
-        fine = _sample(model.stages["face"], fine_example, steps, generator, where, temperature, f"face stage{which}", on_progress)
+        fine = _sample(
+            model.stages["face"],
+            fine_example,
+            steps,
+            generator,
+            where,
+            temperature,
+            f"face stage{which}",
+            on_progress,
+        )
         maps.append(Maps(low[0], fine[0], np.maximum(low[1], 0.1), np.maximum(fine[1], 0.1)))
     return maps
 
@@ -96,7 +129,9 @@ def task_fine_known(task: _Task) -> np.ndarray:
     return reliable(head.distance, head.removed | ~head.inside, task.template.spacing)
 
 
-def _sample(loaded: LoadedStage, example: Example, steps, generator, where, temperature, name, on_progress) -> np.ndarray:
+def _sample(
+    loaded: LoadedStage, example: Example, steps, generator, where, temperature, name, on_progress
+) -> np.ndarray:
     """One sample of one stage: signed distance and intensity, (2, X, Y, Z) float32."""
     denoiser = loaded.denoiser.to(where)
     channels = loaded.stage.network.image_channels
@@ -111,6 +146,10 @@ def _sample(loaded: LoadedStage, example: Example, steps, generator, where, temp
 
     report(on_progress, name, 0, steps)
     x0 = dpm_solver_pp_2m(
-        denoiser.conditioned(condition), noise.to(where), log_snrs, project=loaded.stage.project(moved), on_step=on_step
+        denoiser.conditioned(condition),
+        noise.to(where),
+        log_snrs,
+        project=loaded.stage.project(moved),
+        on_step=on_step,
     )
     return loaded.stage.result(moved, x0)[0].float().cpu().numpy()

@@ -83,7 +83,9 @@ def reliable(distance: np.ndarray, removed: np.ndarray, spacing: float, limit: f
     return np.minimum(np.abs(distance), limit) < to_removed
 
 
-def anchored(predicted: np.ndarray, distance: np.ndarray, known: np.ndarray, spacing: float, reach_mm: float = 10.0) -> np.ndarray:
+def anchored(
+    predicted: np.ndarray, distance: np.ndarray, known: np.ndarray, spacing: float, reach_mm: float = 10.0
+) -> np.ndarray:
     """Bend a predicted map onto the known one at their border, fading over ``reach_mm``: no step at the seam."""
     weight = known.astype(np.float32)
     sigma = reach_mm / 2 / spacing
@@ -108,8 +110,16 @@ def save_linear(model: LinearFace, folder: Path, **record) -> None:
         scale=scale.astype(np.float32),
     )
     content = buffer.getvalue()
-    config = {"ridge": model.ridge, "shape": list(model.shell.shape), "sha256": hashlib.sha256(content).hexdigest(), **record}
-    for name, data in (("modes.npz", content), ("config.json", (json.dumps(config, indent=1) + "\n").encode())):
+    config = {
+        "ridge": model.ridge,
+        "shape": list(model.shell.shape),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        **record,
+    }
+    for name, data in (
+        ("modes.npz", content),
+        ("config.json", (json.dumps(config, indent=1) + "\n").encode()),
+    ):
         temporary = folder / f".{name}.tmp"
         temporary.write_bytes(data)
         temporary.replace(folder / name)

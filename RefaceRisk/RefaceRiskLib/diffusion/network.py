@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 TIME_SCALE = 4.0
+"""Log-SNR times this is the time step that MONAI embeds: its fastest wave has a period of 1.6 in log-SNR, a bit less
+than a step of ten-step sampling, and the next ones (slower by up to 10,000) tell the whole range apart."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Denoiser(nn.Module):
         log_snr = torch.as_tensor(log_snr, dtype=x.dtype, device=x.device).expand(x.shape[0])
         c_skip, c_out, c_in = self.preconditioning(log_snr)
         inputs = c_in * x if cond is None else torch.cat((c_in * x, cond.to(x.dtype)), dim=1)
+        # half-precision convolutions on a CPU are fastest with the channels last
+        inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
         return c_skip * x + c_out * self.unet(inputs, log_snr * TIME_SCALE).to(x.dtype)
 
     def preconditioning(self, log_snr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -149,11 +153,37 @@ def build_network(config: NetworkConfig | dict) -> Denoiser:
     )
     if not config.middle_attention:
         unet.middle_block.attention = nn.Identity()
+    for module in unet.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = _GroupNorm
     if config.blocky_upsampling:
         for block in unet.up_blocks:
             if block.upsampler is not None:
                 block.upsampler = _ConvolveThenRepeat(block.upsampler.postconv)
-    return Denoiser(config, unet)
+    return Denoiser(config, unet).to(memory_format=torch.channels_last_3d)
+
+
+def half_precision(device: str | torch.device = "cpu"):
+    """Context in which the network computes in bfloat16, where the device does that in hardware; else in float32.
+
+    Three to five times faster on such a CPU, for training and sampling; without the hardware it would be far slower.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # absent in some builds of torch
+        able = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    else:
+        able = kind == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(kind if able else "cpu", dtype=torch.bfloat16, enabled=able)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """The same in all but speed: torch's bfloat16 channels-last backward pass is 2 to 5 times slower than float32's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
+            return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
 
 
 class _ConvolveThenRepeat(nn.Module):

@@ -81,7 +81,11 @@ class CanonicalHead:
 
 
 def canonical(
-    head: Volume, removed: np.ndarray | None, registration: Registration, template: Template, level: float | None = None
+    head: Volume,
+    removed: np.ndarray | None,
+    registration: Registration,
+    template: Template,
+    level: float | None = None,
 ) -> CanonicalHead:
     """Bring a head, whole (``removed`` None) or defaced, into template space."""
     level = skin_level(head) if level is None else level

@@ -62,7 +62,15 @@ class CoarseStage:
         certain = torch.cat([tensor(known), tensor(~removed)], dim=1) > 0.5
         scale = torch.tensor(self.spread).reshape(1, 2, 1, 1, 1)
         condition = torch.cat(
-            [tensor(start) / LIMIT_MM, tensor(np.tanh(start / 4)), tensor(known), tensor(removed), tensor(image), tensor(average)], dim=1
+            [
+                tensor(start) / LIMIT_MM,
+                tensor(np.tanh(start / 4)),
+                tensor(known),
+                tensor(removed),
+                tensor(image),
+                tensor(average),
+            ],
+            dim=1,
         )
         target = None
         if truth is not None:

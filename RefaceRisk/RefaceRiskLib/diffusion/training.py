@@ -46,7 +46,7 @@ def train(
     data, out = Path(data), Path(out)
     prepared = data if any(data.glob("*.npz")) else out / "prepared"
     if prepared != data:
-        prepare(data, prepared, on_progress)
+        prepare(data, prepared, on_progress=on_progress)
     heads = load_prepared(prepared)
     if stage == "linear":
         report(on_progress, "linear", 0, 1, f"{len(heads)} heads")
@@ -64,7 +64,10 @@ class ExampleMaker:
         self.template = load_template()
         self.masks = MaskDrawer(self.template)
         self.grid = coarse_grid(self.template) if stage_name == "coarse" else face_grid(self.template)
-        self.first = np.rint((self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing - (0.5 if stage_name == "coarse" else 0)).astype(int)
+        self.first = np.rint(
+            (self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing
+            - (0.5 if stage_name == "coarse" else 0)
+        ).astype(int)
         self.linear = folds(heads) if stage_name == "coarse" else None
         self.average = halved(self.template.tissue)
 
@@ -86,7 +89,10 @@ class ExampleMaker:
         removed |= ~inside
         known = reliable(distance, removed, FACE_MM)
         # What the stage before gives: the same head at 4 mm, with noise, so that its errors are not trusted blindly.
-        low = [_blocky(array, noise, rng) for array, noise in ((distance, rng.uniform(0, 0.6)), (image, rng.uniform(0, 0.1)))]
+        low = [
+            _blocky(array, noise, rng)
+            for array, noise in ((distance, rng.uniform(0, 0.6)), (image, rng.uniform(0, 0.1)))
+        ]
         start = np.where(known, distance, low[0])
         return self.stage.example(start, low[1], image * ~removed, removed, known, (distance, image))
 
@@ -106,7 +112,6 @@ def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_
 
     from .network import build_network
     from .schedule import add_noise, draw_log_snr
-    from .stages import STAGES
     from .weights import ExponentialMovingAverage, load_checkpoint, save_checkpoint, save_weights
 
     rank, world, device = _process_group()
@@ -125,7 +130,13 @@ def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_
     def write(step: int) -> None:
         if rank == 0:
             save_checkpoint(checkpoint, step=step, parts=parts)
-            config = {"stage": stage.to_dict(), "log_snr_min": low, "log_snr_max": high, "steps": step, "heads": len(heads)}
+            config = {
+                "stage": stage.to_dict(),
+                "log_snr_min": low,
+                "log_snr_max": high,
+                "steps": step,
+                "heads": len(heads),
+            }
             save_weights(folder, average.average, config)
 
     begun = saved = time.monotonic()
@@ -133,7 +144,9 @@ def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step, rank))
         examples = [maker.make(rng) for _ in range(batch)]
-        log_snr = draw_log_snr(step * world + rank, batch, law="uniform", log_snr_min=low, log_snr_max=high, seed=seed).to(device)
+        log_snr = draw_log_snr(
+            step * world + rank, batch, law="uniform", log_snr_min=low, log_snr_max=high, seed=seed
+        ).to(device)
         target = torch.cat([example.target for example in examples]).to(device)
         condition = torch.cat([example.condition for example in examples]).to(device)
         weight = torch.cat([stage.weight(example) for example in examples]).to(device)

@@ -61,9 +61,7 @@ def save_weights(
         if tensor.is_floating_point():
             tensor = tensor.to(_STORED[dtype])
             if not torch.isfinite(tensor).all():
-                raise RefaceRiskError(
-                    f"weight {name} is not finite as {dtype}", "the training diverged", path=folder
-                )
+                raise RefaceRiskError(f"weight {name} is not finite as {dtype}", "the training diverged", path=folder)
         stored[name] = tensor.contiguous().clone()
     content = save(stored)
     if len(content) > LARGEST_FILE:
@@ -302,9 +300,7 @@ def load_checkpoint(
     except OSError as error:
         raise RefaceRiskError(f"cannot read the checkpoint ({error.strerror or error})", path=path) from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise RefaceRiskError(
-            f"not a usable checkpoint ({error!r})", "train without --resume", path=path
-        ) from None
+        raise RefaceRiskError(f"not a usable checkpoint ({error!r})", "train without --resume", path=path) from None
     for name, part in parts.items():
         try:
             part.load_state_dict(states[name])

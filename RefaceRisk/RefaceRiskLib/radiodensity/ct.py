@@ -62,10 +62,7 @@ def measure_muscles(
         what = f"label {', '.join(map(str, absent))} does not occur"
         raise RefaceRiskError(what, f"there are {', '.join(map(str, sorted(present)))}", labels.meta.path)
     upright_hu, spacing = upright_ct.intensities, upright_ct.spacing
-    return [
-        _of_label(label, (names or {}).get(label, ""), found == label, upright_hu, spacing)
-        for label in chosen
-    ]
+    return [_of_label(label, (names or {}).get(label, ""), found == label, upright_hu, spacing) for label in chosen]
 
 
 def _of_label(label: int, site: str, muscle: np.ndarray, hu: np.ndarray, spacing: np.ndarray) -> Radiodensity:

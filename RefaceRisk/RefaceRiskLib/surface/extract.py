@@ -18,6 +18,9 @@ from scipy.spatial import cKDTree
 
 from RefaceRiskLib.errors import RefaceRiskError
 
+# Partial volume gives an edge as narrow as a voxel, and linear interpolation across it leaves terraces. Smoothed by
+# this many voxels, two spheres 2.5 mm apart measure 2.493 instead of 2.481 mm, their roughness halves.
+ANTIALIAS_VOXELS = 0.7
 SKIN_SHARE = 0.3  # skin is thin and darker than the fat and brain that set the tissue's median
 # Passages narrower than twice the radius are closed with a lid this deep below the closed hull, so that creases
 # and the rims of the nostrils stay as scanned: (radius, lid) in mm for nostrils, lips and ear canals, and for
@@ -123,18 +126,21 @@ def skin_level(volume) -> float:
 def head_field(volume, level: float, spacing=None) -> np.ndarray:
     """The greyscale with the head made solid and the air made empty: its isosurface at `level` is the skin.
 
-    (I, J, K) float32, the image's own numbers wherever these define the outer skin. Raised above `level`: dark
-    voxels (airways, sinuses, signal voids) that outside air reaches only through passages narrower than
-    10 mm, deeper than 3 mm below the hull that a 5 mm closing gives, and those that it does not reach at all.
-    Passages cut open by the volume's border (windpipe, spinal canal) count as closed there. Lowered below
-    `level`: specks and ghosts that are not connected to the head.
+    (I, J, K) float32: the image, smoothed by 0.7 voxels against aliasing, wherever it defines the outer skin.
+    Raised above `level` are dark voxels (airways, sinuses, signal voids) that outside air does not reach, or
+    only through passages that a closing bridges: of 5 mm radius where they lie 3 mm below its hull, of 14 mm
+    radius where they lie 6 mm below. Passages cut open by the volume's border (windpipe, spinal canal) count as
+    closed there. Lowered below `level` are specks and ghosts that are not connected to the head.
 
-    `volume` is a Volume, or a ready float field as an array (head above `level`) with its `spacing` in mm.
-    Raises RefaceRiskError when nothing is above `level`.
+    `volume` is a Volume, or a ready float field as an array (head above `level`; not smoothed) with its
+    `spacing` in mm. Raises RefaceRiskError when nothing is above `level`.
     """
-    field = np.array(_intensities(volume), dtype=np.float32)
-    spacing = np.asarray(volume.spacing if spacing is None and hasattr(volume, "spacing") else
-                         (1.0 if spacing is None else spacing), float) * np.ones(3)  # fmt: skip
+    if hasattr(volume, "intensities"):
+        spacing = np.asarray(volume.spacing, float)
+        field = ndi.gaussian_filter(volume.intensities, ANTIALIAS_VOXELS, mode="nearest", truncate=3.0)
+    else:
+        spacing = np.ones(3) * (1.0 if spacing is None else spacing)
+        field = np.array(volume, dtype=np.float32)
     head = field >= level
     if not head.any():
         raise RefaceRiskError("no head is visible above the skin level", "check that it is a whole-head MRI")
@@ -214,13 +220,16 @@ def signed_distance_map(surface: Surface, points: np.ndarray, limit: float | Non
 def signed_distance_grid(surface: Surface, shape, affine: np.ndarray, limit: float = 20.0) -> np.ndarray:
     """Signed distance (mm, negative inside) at every voxel centre of the grid (shape, affine), float32.
 
-    Clipped at +-limit. Exact point-to-triangle up to two voxels from the skin; farther off the distance to the
-    nearest vertex, which is too large by less than (vertex spacing)^2 / (2 distance): under 0.2 mm on heads.
+    Clipped at +-limit. Exact point-to-triangle up to a voxel from the skin; farther off the distance to the nearest
+    of a thinned set of vertices, which is too large by about (vertex spacing)^2 / (2 distance): by less than
+    0.1 mm in 95 % of a head's voxels.
     """
     affine = np.asarray(affine, float)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     centres = _voxel_centres(np.ones(shape, bool), affine)
-    exact = 2.0 * np.linalg.norm(affine[:3, :3], axis=0).max()
-    distance, _ = cKDTree(surface.points).query(centres, distance_upper_bound=max(limit, exact))
+    vertices = _thinned(surface.points, spacing.min() / 2)
+    exact = 1.5 * spacing.max()
+    distance, _ = cKDTree(vertices).query(centres, distance_upper_bound=max(limit, exact))
     near = distance < exact
     distance[near] = np.abs(_implicit_distance(surface, centres[near]))
     inside = voxelise(surface, shape, affine)
@@ -292,6 +301,13 @@ def _roughly_inside(surface: Surface, points: np.ndarray, margin: float) -> np.n
     answer = np.zeros(len(points), bool)
     answer[known] = inside[tuple(index[known].T)]
     return answer
+
+
+def _thinned(points: np.ndarray, step: float) -> np.ndarray:
+    """One of the points in each cube of the given size."""
+    cube = np.floor((points - points.min(axis=0)) / step).astype(np.int64)
+    _, first = np.unique(np.ravel_multi_index(tuple(cube.T), cube.max(axis=0) + 1), return_index=True)
+    return points[first]
 
 
 def _voxel_centres(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:

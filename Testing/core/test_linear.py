@@ -1,0 +1,110 @@
+"""The linear model: a conditional Gaussian, checked against the textbook formula."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from RefaceRiskLib.diffusion.linear import LIMIT_MM, LinearFace, anchored, load_linear, reliable, save_linear
+from RefaceRiskLib.errors import RefaceRiskError
+
+SHAPE = (6, 5, 4)
+
+
+def random_maps(count: int, rank: int = 3, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    basis = rng.standard_normal((rank, *SHAPE))
+    return np.tensordot(rng.standard_normal((count, rank)), basis, axes=1)
+
+
+def test_prediction_is_the_conditional_mean_of_the_gaussian():
+    maps = random_maps(30)
+    model = LinearFace.fit(maps, modes=3, ridge=0.3)
+    known = np.random.default_rng(1).random(SHAPE) < 0.6
+    head = random_maps(1, seed=2)[0]
+    head = np.where(known, head, 99.0)
+
+    flat = maps.reshape(30, -1)
+    covariance = np.cov(flat.T, bias=True)
+    seen, hidden = known.ravel(), ~known.ravel()
+    within = covariance[np.ix_(seen, seen)] + 0.3 * np.eye(seen.sum())
+    mean = flat.mean(0)
+    expected = mean[hidden] + covariance[np.ix_(hidden, seen)] @ np.linalg.solve(within, head.ravel()[seen] - mean[seen])
+    np.testing.assert_allclose(model.predict(head, known).ravel()[hidden], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_head_of_the_family_is_completed_exactly_without_noise():
+    model = LinearFace.fit(random_maps(30), modes=3, ridge=1e-8)
+    truth = random_maps(31)[30]
+    known = np.zeros(SHAPE, bool)
+    known[:3] = True
+    # The mean of thirty heads is not zero, so the family is the mean plus the modes.
+    z = np.array([0.5, -1.0, 0.7])
+    truth = model.mean.copy()
+    truth[model.shell] += z @ model.modes
+    assert np.abs(model.predict(np.where(known, truth, 0), known) - truth).max() < 1e-3
+
+
+def test_known_voxels_are_kept():
+    model = LinearFace.fit(random_maps(20), modes=3, ridge=1.0)
+    head = random_maps(1, seed=5)[0]
+    known = np.random.default_rng(3).random(SHAPE) < 0.5
+    np.testing.assert_array_equal(model.predict(head, known)[known], head[known].astype(np.float32))
+
+
+def test_nothing_known_gives_the_mean():
+    model = LinearFace.fit(random_maps(20), modes=3, ridge=1.0)
+    np.testing.assert_allclose(model.predict(np.zeros(SHAPE), np.zeros(SHAPE, bool)), model.mean, atol=1e-6)
+
+
+def test_distances_are_reliable_only_where_their_ball_holds_no_removed_voxel():
+    distance = np.full((21, 3, 3), 8.0)
+    removed = np.zeros_like(distance, bool)
+    removed[0] = True
+    known = reliable(distance, removed, spacing=1.0)
+    assert not known[:8].any()
+    assert known[10:].all()
+    assert reliable(np.full_like(distance, 99.0), removed, 1.0)[int(LIMIT_MM) + 2 :].all()
+
+
+def test_anchoring_removes_the_step_and_keeps_the_far_end():
+    truth = np.zeros((60, 4, 4), np.float32)
+    predicted = truth + 2.0
+    known = np.zeros_like(truth, bool)
+    known[:30] = True
+    bent = anchored(predicted, truth, known, spacing=2.0)
+    assert np.abs(bent[:30]).max() == 0
+    assert abs(bent[30, 2, 2]) < 0.7
+    assert bent[59, 2, 2] > 1.8
+
+
+def test_a_saved_model_comes_back_to_its_rounding(tmp_path):
+    model = LinearFace.fit(random_maps(20), modes=3, ridge=2.0)
+    save_linear(model, tmp_path)
+    loaded, digest = load_linear(tmp_path)
+    assert len(digest) == 64
+    assert loaded.ridge == 2.0
+    np.testing.assert_allclose(loaded.modes, model.modes, atol=np.abs(model.modes).max() / 127)
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    save_linear(LinearFace.fit(random_maps(20), modes=3, ridge=2.0), tmp_path)
+    path = tmp_path / "modes.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(RefaceRiskError, match="damaged"):
+        load_linear(tmp_path)
+
+
+def test_a_missing_model_is_one_clear_line(tmp_path):
+    with pytest.raises(RefaceRiskError) as caught:
+        load_linear(tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)
+    assert "nowhere" in str(caught.value)
+
+
+def test_the_config_is_plain_json(tmp_path):
+    save_linear(LinearFace.fit(random_maps(20), modes=3, ridge=2.0), tmp_path, heads=20)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["heads"] == 20
