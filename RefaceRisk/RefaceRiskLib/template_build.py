@@ -142,7 +142,7 @@ def unbiased(subjects: list[Subject]) -> list[Subject]:
     drift = np.eye(4)
     drift[:3, :3] = np.real(mean[:3, :3])
     # Rotation and position stay the template's: only stretch is taken out.
-    left, stretch, right = np.linalg.svd(drift[:3, :3])
+    _, stretch, right = np.linalg.svd(drift[:3, :3])
     undo = np.eye(4)
     undo[:3, :3] = right.T @ np.diag(1 / stretch) @ right
     return [
@@ -326,7 +326,7 @@ def write(template: Template, out: Path, names: list[str], name: str = "average_
         sitk.WriteImage(image, str(out / f"{name}_{suffix}.nii.gz"), useCompression=True)
     record = {
         "version": __version__,
-        "licence": "CC BY-SA 3.0 (averaged from the IXI data set, brain-development.org; label heads Apache-2.0, SynthSeg)",
+        "licence": "CC BY-SA 3.0 (averaged from the IXI data set, brain-development.org; labels: SynthSeg, Apache-2.0)",
         "space": "RAS mm, left-right symmetric, axes aligned with the grid",
         "heads": len(names),
         "regions": REGIONS,

@@ -79,7 +79,8 @@ def main() -> int:
     for path in paths[:3]:
         row = recover(load(path), template)
         print(
-            f"{path.name[:10]:14s} {row['start_mm']:9.2f} {row['mean_mm']:8.3f} {row['max_mm']:7.3f} {row['cpu_s']:6.1f}"
+            f"{path.name[:10]:14s} {row['start_mm']:9.2f} {row['mean_mm']:8.3f} {row['max_mm']:7.3f}"
+            f" {row['cpu_s']:6.1f}"
         )
     rng = np.random.default_rng(0)
     verdicts, drift = [], []
@@ -99,7 +100,8 @@ def main() -> int:
         print(f"{path.name[:10]} {' '.join(verdicts[-7:])}  mean drift {np.mean(drift[-6:]):.2f} mm", flush=True)
     good = sum(verdict == "ok" for verdict in verdicts)
     print(
-        f"ok: {good} of {len(verdicts)} ({100 * good / len(verdicts):.1f} %); drift over orientations {np.mean(drift):.2f} mm"
+        f"ok: {good} of {len(verdicts)} ({100 * good / len(verdicts):.1f} %);"
+        f" drift over orientations {np.mean(drift):.2f} mm"
     )
     return 0 if good == len(verdicts) else 1
 

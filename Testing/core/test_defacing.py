@@ -93,7 +93,11 @@ def test_a_real_head_is_defaced_at_its_own_resolution(shared_data):
 
 @pytest.mark.parametrize(
     ("method", "options", "word"),
-    [("blur", {}, "unknown defacing method"), ("pydeface", {"margin": 3}, "pydeface"), ("pydeface", {"engine": "fsl"}, "engine")],
+    [
+        ("blur", {}, "unknown defacing method"),
+        ("pydeface", {"margin": 3}, "pydeface"),
+        ("pydeface", {"engine": "fsl"}, "engine"),
+    ],
 )
 def test_wrong_requests_are_refused_in_one_line(head, method, options, word):
     prepared, _ = head

@@ -31,7 +31,8 @@ def test_prediction_is_the_conditional_mean_of_the_gaussian():
     seen, hidden = known.ravel(), ~known.ravel()
     within = covariance[np.ix_(seen, seen)] + 0.3 * np.eye(seen.sum())
     mean = flat.mean(0)
-    expected = mean[hidden] + covariance[np.ix_(hidden, seen)] @ np.linalg.solve(within, head.ravel()[seen] - mean[seen])
+    change = np.linalg.solve(within, head.ravel()[seen] - mean[seen])
+    expected = mean[hidden] + covariance[np.ix_(hidden, seen)] @ change
     np.testing.assert_allclose(model.predict(head, known).ravel()[hidden], expected, rtol=1e-3, atol=1e-3)
 
 

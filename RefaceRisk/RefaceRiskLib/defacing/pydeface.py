@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..registration import carry
+from ..registration import Registration, carry
 from .base import Head
 
 
 def pydeface(head: Head, margin_mm: float = 5.0) -> np.ndarray:
     """Voxels of the carried face mask that lie more than ``margin_mm`` from the brain, (I, J, K) bool."""
-    mask = carry(head.template.face_mask, head.template, head.registration, head.volume) > 0.5
+    mask = carry(head.template.face_mask, head.template, Registration(head.registration.matrix), head.volume) > 0.5
     return mask & (head.brain_distance > margin_mm)

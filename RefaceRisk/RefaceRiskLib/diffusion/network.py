@@ -36,7 +36,7 @@ class NetworkConfig:
     sigma_data
         Standard deviation of the clean image, one number or one a channel.
     blocky_upsampling
-        Convolve before instead of after the upsampling: eight times less work for it, a third of the whole step.
+        Convolve before instead of after the upsampling: an eighth of the work for it, for less smooth features.
     """
 
     image_channels: int

@@ -39,7 +39,7 @@ def face_grid(template: Template) -> Grid:
 
 
 def _coarser(grid: Grid, spacing: float) -> Grid:
-    ratio = int(round(spacing / grid.spacing))
+    ratio = round(spacing / grid.spacing)
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = grid.affine[:3, 3] + (ratio - 1) / 2 * grid.spacing
     return Grid(tuple(n // ratio for n in grid.shape), affine)

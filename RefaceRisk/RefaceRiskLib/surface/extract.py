@@ -149,6 +149,9 @@ def head_field(volume, level: float, spacing=None) -> np.ndarray:
     _move_off_the_level(field, level, contrast)
     head = _largest(field > level)
     np.minimum(field, air, out=field, where=~head & (field > level))
+    closed = _closed_at_the_border(head)
+    field[closed & ~head] = level + contrast
+    head = closed
     lid = _lid_depth(head, spacing)
     raised = np.minimum(level + contrast * lid / spacing.max(), level + contrast)
     np.maximum(field, raised, out=field, where=~head & (lid > 0))
@@ -335,8 +338,6 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 def _lid_depth(head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Depth in mm below the lids under the closed hulls of `head` (CLOSINGS_MM); positive where air is filled."""
-    head = head.copy()
-    _close_the_border(head)
     factor = np.maximum(1, np.round(WORKING_MM / spacing)).astype(int)
     step = spacing * factor
     coarse = _block_any(head, factor)
@@ -352,12 +353,14 @@ def _lid_depth(head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return _separable_linear(depth, places)
 
 
-def _close_the_border(head: np.ndarray) -> None:
+def _closed_at_the_border(head: np.ndarray) -> np.ndarray:
     """On the volume's faces a ring of tissue round dark voxels closes them: a cut windpipe is no way in."""
+    head = head.copy()
     for axis in range(3):
         for end in (0, -1):
             face = np.moveaxis(head, axis, 0)[end]
             face[...] = ndi.binary_fill_holes(face)
+    return head
 
 
 def _block_any(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:

@@ -24,9 +24,9 @@ from RefaceRiskLib.surface.extract import Surface
 # Azimuth of the camera in degrees: 0 looks at the face, -90 at the head's left side.
 VIEWS = {"left profile": -90.0, "left 3/4": -45.0, "front": 0.0, "right 3/4": 45.0, "right profile": 90.0}
 HEIGHT_MM = 256.0  # of a picture, from above the crown to below the chin
-ASPECT = 0.92  # width of a picture by its height
+ASPECT = 0.98  # width of a picture by its height
 SCALE_MM = 5.0  # end of the colour scale
-GREY = (216, 212, 207)
+GREY = (222, 220, 217)
 UNCOUNTED = (105, 105, 105)
 TEXT, FAINT, ACCENT = (236, 236, 236), (150, 150, 150), (255, 190, 92)
 # Least-squares polynomial of the perceptually uniform map viridis (van der Walt and Smith 2015), constant first.
@@ -87,9 +87,14 @@ def faces_figure(
     camera = _Camera.before(everything[0].surface, frame)
     for column, name in enumerate(VIEWS):
         _write(canvas, name, left + (column + 0.5) * width, top * 0.62, round(19 * unit), FAINT, "centre")
+    x = canvas.shape[1] - right + 20 * unit
+    _write(canvas, "mean distance", x, top * 0.62, round(19 * unit), FAINT)
+    models: dict[int, _Model] = {}
     with _quiet_window(2 * width, 2 * height) as window:
         for place, row in enumerate(everything):
-            pictures = _drawn(window, row.surface, VIEWS.values(), camera, _colours(row))
+            if id(row.surface) not in models:
+                models[id(row.surface)] = _Model.of(row.surface, camera)
+            pictures = _drawn(window, models[id(row.surface)], VIEWS.values(), camera, _colours(row))
             start = top + place * height
             canvas[start : start + height, left : left + len(VIEWS) * width] = np.concatenate(pictures, axis=1)
             middle = start + height / 2
@@ -102,10 +107,9 @@ def faces_figure(
                 y = middle + len(lines) / 2 * 30 * unit
                 _write(canvas, "synthetic", 24 * unit, y, round(20 * unit), ACCENT)
             if isinstance(row, FaceRow):
-                x = canvas.shape[1] - right + 20 * unit
                 _write(canvas, row.distance_text, x, middle, round(34 * unit), TEXT, bold=True)
     if heat:
-        _scale_bar(canvas, top + len(rows) * height, height * len(heat), canvas.shape[1] - right + 20 * unit, unit)
+        _scale_bar(canvas, top + len(rows) * height, height * len(heat), x, unit)
     return write_png(canvas, path)
 
 
@@ -125,7 +129,8 @@ def render_views(
     views = list(VIEWS.values()) if views is None else list(views)
     row = FaceRow("", surface) if per_vertex is None else HeatRow("", surface, per_vertex)
     with _quiet_window(supersample * round(ASPECT * height), supersample * height) as window:
-        pictures = _drawn(window, surface, views, _Camera.before(surface, frame), _colours(row), supersample)
+        camera = _Camera.before(surface, frame)
+        pictures = _drawn(window, _Model.of(surface, camera), views, camera, _colours(row), supersample)
     return np.stack(pictures)
 
 
@@ -176,11 +181,11 @@ def _colours(row: FaceRow | HeatRow) -> np.ndarray:
     return colours
 
 
-def _drawn(window, surface: Surface, views, camera: _Camera, colours: np.ndarray, supersample: int = 2) -> list:
+def _drawn(window, model: _Model, views, camera: _Camera, colours: np.ndarray, supersample: int = 2) -> list:
     """A picture (H, W, 3) uint8 for each azimuth, smoothed from the window's larger size."""
     renderer = vtk.vtkRenderer()
     renderer.SetBackground(0, 0, 0)
-    renderer.AddActor(_actor(surface.transformed(camera.turn), colours))
+    renderer.AddActor(model.actor(colours))
     _light(renderer)
     window.AddRenderer(renderer)
     eye = renderer.GetActiveCamera()
@@ -203,28 +208,40 @@ def _drawn(window, surface: Surface, views, camera: _Camera, colours: np.ndarray
     return pictures
 
 
-def _actor(surface: Surface, colours: np.ndarray):
-    neighbours = _averaging(surface)
-    normals = surface.normals
-    for _ in range(4):
-        normals = neighbours @ normals
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-    shade = _crease_shade(surface, neighbours)
-    polydata = surface.polydata()
-    polydata.GetPointData().SetNormals(numpy_to_vtk(np.ascontiguousarray(normals, np.float32), deep=True))
-    tinted = np.clip(colours * shade[:, None], 0, 255).round().astype(np.uint8)
-    polydata.GetPointData().SetScalars(numpy_to_vtk(tinted, deep=True))
-    mapper = vtk.vtkPolyDataMapper()
-    mapper.SetInputData(polydata)
-    actor = vtk.vtkActor()
-    actor.SetMapper(mapper)
-    material = actor.GetProperty()
-    material.SetInterpolationToPhong()
-    material.SetAmbient(0.06)
-    material.SetDiffuse(0.94)
-    material.SetSpecular(0.10)
-    material.SetSpecularPower(18)
-    return actor
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """A surface made ready to be drawn: turned upright, with smooth normals and the shade (N,) of its creases."""
+
+    surface: Surface
+    normals: np.ndarray
+    shade: np.ndarray
+
+    @classmethod
+    def of(cls, surface: Surface, camera: _Camera) -> _Model:
+        surface = surface.transformed(camera.turn)
+        neighbours = _averaging(surface)
+        normals = surface.normals.astype(np.float32)
+        for _ in range(4):
+            normals = neighbours @ normals
+        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+        return cls(surface, normals, _crease_shade(surface, neighbours))
+
+    def actor(self, colours: np.ndarray):
+        polydata = self.surface.polydata()
+        polydata.GetPointData().SetNormals(numpy_to_vtk(np.ascontiguousarray(self.normals), deep=True))
+        tinted = np.clip(colours * self.shade[:, None], 0, 255).round().astype(np.uint8)
+        polydata.GetPointData().SetScalars(numpy_to_vtk(tinted, deep=True))
+        mapper = vtk.vtkPolyDataMapper()
+        mapper.SetInputData(polydata)
+        actor = vtk.vtkActor()
+        actor.SetMapper(mapper)
+        material = actor.GetProperty()
+        material.SetInterpolationToPhong()
+        material.SetAmbient(0.08)
+        material.SetDiffuse(0.98)
+        material.SetSpecular(0.08)
+        material.SetSpecularPower(18)
+        return actor
 
 
 def _averaging(surface: Surface):
@@ -249,7 +266,7 @@ def _crease_shade(surface: Surface, neighbours, depth_mm: float = 1.2, rounds: i
 
 def _light(renderer) -> None:
     """Key from above left, fill from the right, a weak rim from behind: fixed to the camera in every view."""
-    for place, strength in (((-0.55, 0.75, 1.0), 0.78), ((0.9, 0.1, 0.7), 0.26), ((0.2, 0.9, -0.9), 0.22)):
+    for place, strength in (((-0.5, 0.7, 1.0), 0.84), ((0.9, 0.0, 0.8), 0.30), ((0.2, 0.9, -0.9), 0.22)):
         light = vtk.vtkLight()
         light.SetLightTypeToCameraLight()
         light.SetPosition(*place)
