@@ -110,8 +110,7 @@ def _deface(arguments: argparse.Namespace) -> None:
     share = 100 * quality["face_surface_removed"]
     _say(
         arguments,
-        f"{told} ({share:.0f} % of the face surface gone, brain voxels touched: "
-        f"{quality['brain_voxels_touched']})",
+        f"{told} ({share:.0f} % of the face surface gone, brain voxels touched: {quality['brain_voxels_touched']})",
     )
     _say_paths(arguments, done)
 
@@ -139,15 +138,9 @@ def _add_reface(commands) -> None:
         "--samples", type=_positive, default=1, metavar="N", help="faces to draw (default: %(default)s)"
     )
     command.add_argument("--samples-out", metavar="DIR", help="write every drawn face and their spread there")
-    command.add_argument(
-        "--steps", type=_positive, metavar="N", help="denoising steps a stage (default: the model's)"
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the draw (default: %(default)s)"
-    )
-    command.add_argument(
-        "--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)"
-    )
+    command.add_argument("--steps", type=_positive, metavar="N", help="denoising steps a stage (default: the model's)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draw (default: %(default)s)")
+    command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
 
 def _reface(arguments: argparse.Namespace) -> None:
@@ -182,12 +175,8 @@ def _add_measure(commands) -> None:
     command.add_argument("original", metavar="ORIGINAL", help="whole-head volume with its true face")
     command.add_argument("others", metavar="OTHER", nargs="+", help="defaced or refaced versions of it")
     command.add_argument("--out", metavar="F", help="write the distances: .json or .tsv")
-    command.add_argument(
-        "--picture", metavar="F.png", help="draw the faces, five views each; shows the true face too"
-    )
-    command.add_argument(
-        "--removed", metavar="MASK", help="removed region (1 = removed), on the grid of ORIGINAL"
-    )
+    command.add_argument("--picture", metavar="F.png", help="draw the faces, five views each; shows the true face too")
+    command.add_argument("--removed", metavar="MASK", help="removed region (1 = removed), on the grid of ORIGINAL")
 
 
 def _measure(arguments: argparse.Namespace) -> None:
@@ -222,9 +211,7 @@ def _add_train(commands) -> None:
     )
     command.add_argument("stage", metavar="STAGE", help="linear, then coarse, then face")
     command.add_argument("--data", required=True, metavar="DIR", help="folder of whole-head volumes")
-    command.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for weights, checkpoints and the log"
-    )
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for weights, checkpoints and the log")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
 
@@ -254,12 +241,8 @@ def _add_demo(commands) -> None:
     )
     command.add_argument("--input", metavar="F", help="your own whole-head volume instead of the public one")
     command.add_argument("--method", default="mri_deface", metavar="M", help="defacer (default: %(default)s)")
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the draw (default: %(default)s)"
-    )
-    command.add_argument(
-        "--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)"
-    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draw (default: %(default)s)")
+    command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -291,9 +274,7 @@ def _command(
     example: str,
     parser_class=argparse.ArgumentParser,
 ) -> argparse.ArgumentParser:
-    commands._parser_class = (
-        parser_class  # the class that `add_parser` makes; argparse has no public way to say it
-    )
+    commands._parser_class = parser_class  # the class that `add_parser` makes; argparse has no public way to say it
     command = commands.add_parser(
         name,
         help=summary,
@@ -303,15 +284,9 @@ def _command(
     )
     command.set_defaults(run=run)
     shown = command.add_argument_group("what is shown")
-    shown.add_argument(
-        "--quiet", action="store_true", help="no progress and no notes; results and errors only"
-    )
-    shown.add_argument(
-        "--json-progress", action="store_true", help="progress as JSON lines on stderr instead of a bar"
-    )
-    shown.add_argument(
-        "--debug", action="store_true", help="show the traceback when something unexpected happens"
-    )
+    shown.add_argument("--quiet", action="store_true", help="no progress and no notes; results and errors only")
+    shown.add_argument("--json-progress", action="store_true", help="progress as JSON lines on stderr instead of a bar")
+    shown.add_argument("--debug", action="store_true", help="show the traceback when something unexpected happens")
     return command
 
 

@@ -48,7 +48,7 @@ OFFLINE = f"connect to the internet once, or {OWN_HEAD}"
 # Name in the tables -> the model that makes it.
 MODELS = {"dpm": "reference", "average": "average", "linear": "linear"}
 IN_WORDS = {"dpm": "diffusion", "average": "average face", "linear": "linear model"}
-DRAWN = ("defaced", "dpm", "average")
+DRAWN, COLOURED = ("defaced", "dpm", "average"), ("dpm", "average")
 COLUMNS = ("image", "region", "mean_mm", "median_mm", "p95_mm", "symmetric_mean_mm", "seconds")
 
 
@@ -65,7 +65,9 @@ def run_demo(
     Returns a `jobs.Done`; its record holds `rows` (the table) and `answer` (the report's first sentences).
     Raises RefaceRiskError when `input` cannot be used, or the example head is neither cached nor to be had.
     """
-    from . import jobs
+    from . import jobs, volumes
+    from .registration import register
+    from .template import load_template
 
     out = Path(out)
     head = example_head(on_progress=on_progress) if input is None else Path(input)
@@ -83,6 +85,8 @@ def run_demo(
     seconds["defaced"] = defacing.record["seconds"]
     outputs |= defacing.outputs
 
+    # Once for all models, on the defaced head alone: they may know nothing of the original.
+    blind = register(volumes.load(out / "defaced.nii.gz"), load_template(), on_progress=on_progress)
     refacings = {}
     for name, model in MODELS.items():
         refacings[name] = jobs.reface(
@@ -92,6 +96,7 @@ def run_demo(
             model=model,
             seed=seed,
             device=device,
+            registration=blind,
             on_progress=jobs.within(on_progress, IN_WORDS[name]),
         )
         seconds[name] = refacings[name].record["seconds"]
@@ -103,8 +108,8 @@ def run_demo(
         picture=out / "faces.png",
         removed=removed,
         drawn=DRAWN,
+        coloured=COLOURED,
         titles=TITLES,
-        # Found on the original; the models above had only the defaced head to go by.
         registration=defacing.parts["defaced"].registration,
         on_progress=on_progress,
     )

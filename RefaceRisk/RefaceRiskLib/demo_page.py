@@ -11,7 +11,7 @@ from pathlib import Path
 from . import __version__, report
 
 # Name in the tables -> name for people.
-TITLES = {"defaced": "defaced", "dpm": "refaced", "average": "average face", "linear": "linear model"}
+TITLES = {"defaced": "defaced", "dpm": "refaced by diffusion", "average": "average face", "linear": "linear model"}
 
 # sub-MyConnectome, whose owner made his face public; any other head is private.
 PUBLIC_HEADS = {"577d1484b5376b3925e9a4141d9f4534b0f29e1df7feeea3427525a19b91c5d2"}
@@ -47,8 +47,7 @@ LIMITS = (
     "Distance between surfaces is geometry, not the rate at which people or programs recognise a face.",
     "The model learned from a small cohort at 2 mm. One that saw more heads would bring back more: read the "
     "distance as what is possible at least.",
-    "A refaced image is synthetic. Do not use it as a scan of the person, and do not try to identify anybody "
-    "by it.",
+    "A refaced image is synthetic. Do not use it as a scan of the person, and do not try to identify anybody by it.",
 )
 
 
@@ -56,9 +55,7 @@ def in_plain_words(rows: Sequence[Mapping], hidden: float | None, method: str) -
     """The answer in a few sentences, whichever way it went. `hidden`: share of the face surface, 0 to 1."""
     mean = {row["image"]: row["mean_mm"] for row in rows if row["region"] == "face"}
     dpm, average, defaced = mean["dpm"], mean["average"], mean["defaced"]
-    sentences = (
-        [] if hidden is None else [f"Defacing ({method}) hid {100 * hidden:.0f} % of the face surface."]
-    )
+    sentences = [] if hidden is None else [f"Defacing ({method}) hid {100 * hidden:.0f} % of the face surface."]
     if dpm < defaced:
         sentences.append(
             f"A diffusion model brought it back to {dpm:.2f} mm (mean) from the true face; the average face "
@@ -71,9 +68,7 @@ def in_plain_words(rows: Sequence[Mapping], hidden: float | None, method: str) -
         )
     sentences.append(_against(dpm, average))
     if "linear" in mean:
-        sentences.append(
-            f"A linear model of the head's shape, without diffusion, reaches {mean['linear']:.2f} mm."
-        )
+        sentences.append(f"A linear model of the head's shape, without diffusion, reaches {mean['linear']:.2f} mm.")
     return " ".join(sentences)
 
 
@@ -109,9 +104,7 @@ def report_page(
             report.paragraph(IS_PUBLIC if source["sha256"] in PUBLIC_HEADS else IS_PRIVATE, "notice"),
             report.section("How far from the true face", *_tables(rows)),
             report.section("The faces", report.figure(outputs["picture"], PICTURE_ALT, PICTURE_CAPTION)),
-            report.section(
-                "How it was made", report.facts(_making(defacing, refacings)), report.paragraph(METHOD)
-            ),
+            report.section("How it was made", report.facts(_making(defacing, refacings)), report.paragraph(METHOD)),
             report.section("Limits", report.bullets(LIMITS)),
             report.section(
                 "Provenance",
@@ -172,8 +165,5 @@ def _checksums(source: Mapping, refacings: Mapping, outputs: Mapping[str, Path])
     sums = [(f"{Path(source['path']).name} (input)", source["sha256"])]
     for name, done in refacings.items():
         if done.record["weights"]:
-            sums += [
-                (f"{TITLES.get(name, name)}: {part}", str(sha))
-                for part, sha in done.record["weights"].items()
-            ]
+            sums += [(f"{TITLES.get(name, name)}: {part}", str(sha)) for part, sha in done.record["weights"].items()]
     return sums + [(path.name, sha256_of(path)) for path in outputs.values()]

@@ -95,12 +95,13 @@ def reface(
     seed: int = 0,
     device: str = "auto",
     samples_out: str | Path | None = None,
+    registration: Registration | None = None,
     on_progress: OnProgress | None = None,
 ) -> Done:
     """Puts a synthetic face on the defaced head in `source`; a missing `mask` (1 = removed) is estimated.
 
     `samples_out`: a folder for every drawn face (`sample-01.nii.gz` ...) and, of two or more, their spread
-    (`uncertainty.nii.gz`).
+    (`uncertainty.nii.gz`). `registration` (template to this defaced head) saves the search for it.
     """
     inputs = [path for path in (source, mask) if path is not None]
     drawn = {} if samples_out is None else {f"sample-{n:02d}": _member(samples_out, n) for n in range(1, samples + 1)}
@@ -121,6 +122,7 @@ def reface(
         steps=steps,
         seed=seed,
         device=device,
+        registration=registration,
         on_progress=on_progress,
     )
     record = {
@@ -135,7 +137,9 @@ def reface(
         },
         "seed": seed,
         "input": _origin(defaced, source),
-        "weights": _weights(refacer),
+        "weights": dict(refacer.weights),
+        "registration": _plain(refaced.registration.quality),
+        "removed_voxels": int(np.count_nonzero(refaced.removed)),
         "seconds": round(time.perf_counter() - began, 2),
     }
     note = _note(Path(str(model)).name)
@@ -143,7 +147,9 @@ def reface(
     for name, sample in zip((name for name in drawn if name != "uncertainty"), refaced.samples, strict=False):
         outputs.volume(name, sample.noted(description=note), record)
     if "uncertainty" in drawn and refaced.uncertainty is not None:
-        spread = _as_volume(refaced.uncertainty, defaced).noted(description=f"{SYNTHETIC}: SD of the skin in mm"[:79])
+        spread = defaced.with_intensities(refaced.uncertainty).noted(
+            description=f"{SYNTHETIC}: SD of the skin in mm"[:79]
+        )
         outputs.volume("uncertainty", spread, record)
     outputs.volume("refaced", refaced.volume.noted(description=note), record)
     return Done(outputs.written, record, {"refaced": refaced, "defaced": defaced})
@@ -155,7 +161,8 @@ def measure(
     out: str | Path | None = None,
     picture: str | Path | None = None,
     removed: str | Path | None = None,
-    drawn: Iterable[str] | None = None,
+    drawn: Sequence[str] | None = None,
+    coloured: Sequence[str] | None = None,
     titles: Mapping[str, str] | None = None,
     registration: Registration | None = None,
     on_progress: OnProgress | None = None,
@@ -163,7 +170,8 @@ def measure(
     """Distances (mm) from the skin of `original` to the skin of each of `others`.
 
     `others` may carry names (a mapping); else the names are those of the files. `out` ends in .json or .tsv.
-    `picture` shows the original, then the images named in `drawn` (default: all) under their `titles`.
+    `picture` shows the original and the images named in `drawn`, then the original coloured by its distance to
+    those named in `coloured` (default: all), under their `titles`.
     `registration` (template to original) saves the search for it where it is known.
     """
     named = dict(others) if isinstance(others, Mapping) else dict(zip(_labels(others), others, strict=True))
@@ -200,9 +208,16 @@ def measure(
     }
     if picture is not None:
         report(on_progress, "measure", 3, steps, "picture")
-        order = list(named) if drawn is None else [name for name in drawn if name in named]
+        rows = [(name, is_synthetic(images[name], named[name])) for name in (named if drawn is None else drawn)]
         outputs.begin()
-        _draw(measurement, order, titles or {}, registration, outputs.path("picture"))
+        _draw(
+            measurement,
+            rows,
+            named if coloured is None else coloured,
+            titles or {},
+            registration,
+            outputs.path("picture"),
+        )
         outputs.note("picture")
     if out is not None:
         outputs.begin()
@@ -273,6 +288,20 @@ def load_mask(path: str | Path, like: volumes.Volume) -> np.ndarray:
     if removed.all() or (_is_flat(like.voxels[~removed]) and not _is_flat(like.voxels[removed])):
         raise RefaceRiskError("the mask marks what was kept", "invert it: 1 marks the removed region", path)
     return removed
+
+
+def is_synthetic(volume: volumes.Volume, path: str | Path) -> bool:
+    """Whether header or sidecar say that the face was drawn by a model."""
+    header, note = volume.meta.header, ""
+    if volume.meta.format == "nifti":
+        note = bytes(header.fields["descrip"]).decode("ascii", "replace")
+    elif isinstance(header, Mapping):
+        note = str(header.get("description", ""))
+    try:
+        record = json.loads(_sidecar_of(Path(path)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    return note.startswith("SYNTHETIC") or (isinstance(record, dict) and record.get("synthetic") is True)
 
 
 def table(rows: Sequence[Mapping]) -> str:
@@ -373,16 +402,24 @@ class _Outputs:
         self.written[name] = self._paths[name]
 
 
-def _draw(measurement, order: Sequence[str], titles: Mapping[str, str], registration: Registration, path: Path) -> None:
+def _draw(
+    measurement,
+    drawn: Iterable[tuple[str, bool]],
+    coloured: Iterable[str],
+    titles: Mapping[str, str],
+    registration: Registration,
+    path: Path,
+) -> None:
     from .surface.render import FaceRow, HeatRow, faces_figure
 
-    rows = [FaceRow("original", measurement.original, "")]
-    for name in order:
-        mean = measurement[name]["face"].mean
-        rows.append(FaceRow(titles.get(name, name), measurement.surfaces[name], f"{mean:.2f} mm"))
-    heat = [
-        HeatRow(titles.get(name, name), measurement.original, measurement[name]["face"].per_vertex) for name in order
-    ]
+    rows = [FaceRow("original", measurement.original)]
+    for name, synthetic in drawn:
+        mean = f"{measurement[name]['face'].mean:.2f} mm"
+        rows.append(FaceRow(titles.get(name, name), measurement.surfaces[name], mean, synthetic))
+    heat = []
+    for name in coloured:
+        found = measurement[name]["face"]
+        heat.append(HeatRow(titles.get(name, name), measurement.original, found.per_vertex, found.region))
     faces_figure(rows, path, heat=heat, frame=registration.matrix)
 
 
@@ -420,17 +457,6 @@ def _note(how: str) -> str:
 
 def _origin(volume: volumes.Volume, path: str | Path) -> dict:
     return {"path": str(path), "sha256": volume.meta.sha256}
-
-
-def _weights(refacer) -> dict | None:
-    weights = getattr(refacer, "weights", None)
-    return dict(weights) if isinstance(weights, Mapping) else None
-
-
-def _as_volume(array_or_volume, like: volumes.Volume) -> volumes.Volume:
-    if isinstance(array_or_volume, volumes.Volume):
-        return array_or_volume
-    return like.with_intensities(np.asarray(array_or_volume))
 
 
 def _is_flat(values: np.ndarray) -> bool:

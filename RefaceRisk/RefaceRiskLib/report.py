@@ -114,9 +114,7 @@ class Column:
     unit: str = ""
 
 
-def page(
-    title: str, lead: str, sections: Iterable[str], kicker: str = "MRIRefaceRisk", footer: str = ""
-) -> str:
+def page(title: str, lead: str, sections: Iterable[str], kicker: str = "MRIRefaceRisk", footer: str = "") -> str:
     """The whole page. `title`, `lead`, `kicker`, `footer` are plain text; `sections` are HTML made here."""
     return _PAGE.substitute(
         title=escape(title),
@@ -149,9 +147,7 @@ def table(
     strong: Mapping[str, object] | None = None,
 ) -> str:
     """Rows of values; the numbers under key `bars` are drawn too; rows that match `strong` stand out."""
-    longest = (
-        max((float(row[bars]) for row in rows if row.get(bars) is not None), default=0.0) if bars else 0.0
-    )
+    longest = max((float(row[bars]) for row in rows if row.get(bars) is not None), default=0.0) if bars else 0.0
     heads = "".join(f"<th{_align(column)}>{escape(_heading(column))}</th>" for column in columns)
     if bars:
         heads += '<th class="bars" aria-hidden="true"></th>'
@@ -185,10 +181,7 @@ def figure(png: str | Path, alt: str, caption: str = "") -> str:
 def facts(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> str:
     """A list of name and value; a value that looks like a checksum is set in a fixed-width face."""
     items = pairs.items() if isinstance(pairs, Mapping) else pairs
-    lines = [
-        f"<dt>{escape(str(name))}</dt><dd{_hash_class(value)}>{escape(str(value))}</dd>"
-        for name, value in items
-    ]
+    lines = [f"<dt>{escape(str(name))}</dt><dd{_hash_class(value)}>{escape(str(value))}</dd>" for name, value in items]
     return "<dl>\n" + "\n".join(lines) + "\n</dl>"
 
 

@@ -28,9 +28,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path, as Slicer's Python does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     # The script's own folder comes first on the path and its module names would shadow others'.
-    sys.path[:] = [
-        entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent
-    ]
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
 from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.progress import Cancelled, Progress, cancellable, json_lines
@@ -83,9 +81,7 @@ def run_job(job: dict, channel, asked_to_stop: threading.Event) -> int:
         return _failed(channel, CANCELLED, "cancelled", cancelled=True)
     except Exception as error:
         traceback.print_exc()
-        return _failed(
-            channel, UNEXPECTED, f"unexpected {type(error).__name__}: {error}", "see the log for details"
-        )
+        return _failed(channel, UNEXPECTED, f"unexpected {type(error).__name__}: {error}", "see the log for details")
     _send(
         channel,
         type="result",
@@ -160,9 +156,7 @@ def _send(channel, **message) -> None:
     channel.flush()
 
 
-def _failed(
-    channel, status: int, what: str, hint: str = "", path: object = None, cancelled: bool = False
-) -> int:
+def _failed(channel, status: int, what: str, hint: str = "", path: object = None, cancelled: bool = False) -> int:
     where = None if path is None else str(path)
     _send(channel, type="error", what=" ".join(what.split()), hint=hint, path=where, cancelled=cancelled)
     return status

@@ -62,11 +62,15 @@ class Refacer:
             raise RefaceRiskError(f"there is no model {name}", "choose reference")
         return cls()
 
-    def reface(self, defaced, removed=None, samples=1, steps=None, seed=0, device="auto", on_progress=None):
+    def reface(
+        self, defaced, removed=None, samples=1, steps=None, seed=0, device="auto", registration=None, on_progress=None
+    ):
         report(on_progress, "coarse", 0, 1, preview=np.zeros((2, 2, 2), np.float32))
         removed = defaced.voxels == 0 if removed is None else removed
         drawn = [defaced.replaced(removed, np.full(defaced.shape, 60.0 + seed + n)) for n in range(samples)]
-        return SimpleNamespace(volume=drawn[0], samples=drawn, uncertainty=np.ones(defaced.shape, np.float32))
+        spread = None if samples == 1 else np.ones(defaced.shape, np.float32)
+        fit = registration or SimpleNamespace(matrix=np.eye(4), quality=Quality())
+        return SimpleNamespace(volume=drawn[0], samples=drawn, uncertainty=spread, removed=removed, registration=fit)
 
 
 def measure(original, others, template=None, registration=None, removed=None):
@@ -80,7 +84,8 @@ def measure(original, others, template=None, registration=None, removed=None):
             p95=2 * mean,
             max=3 * mean,
             symmetric_mean=mean,
-            per_vertex=np.zeros(3),
+            per_vertex=None,
+            region=None,
         )
 
     found = {
@@ -109,7 +114,8 @@ class Measured(dict):
 
 
 def faces_figure(rows, path, heat=None, frame=None):
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + "|".join(row.label for row in rows).encode())
+    labels = [row.label + " (synthetic)" * row.synthetic for row in rows] + [f"heat of {row.label}" for row in heat]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + "|".join(labels).encode())
 
 
 def install(monkeypatch) -> None:
@@ -121,8 +127,8 @@ def install(monkeypatch) -> None:
         "surface.measure": {"measure": measure, "COLUMNS": COLUMNS},
         "surface.render": {
             "faces_figure": faces_figure,
-            "FaceRow": lambda label, surface, distance_text: row(label=label),
-            "HeatRow": lambda label, surface, per_vertex: row(label=label),
+            "FaceRow": lambda label, surface, text="", synthetic=False: row(label=label, synthetic=synthetic),
+            "HeatRow": lambda label, surface, per_vertex, region: row(label=label),
         },
         "registration": {"register": lambda head, template, **_: row(matrix=np.eye(4), quality=Quality())},
         "template": {"load_template": lambda: None},

@@ -34,9 +34,7 @@ def head(tmp_path):
 
 @pytest.fixture
 def defaced(head):
-    assert (
-        cli.main(["deface", "head.nii.gz", "defaced.nii.gz", "--mask-out", "removed.nii.gz", "--quiet"]) == 0
-    )
+    assert cli.main(["deface", "head.nii.gz", "defaced.nii.gz", "--mask-out", "removed.nii.gz", "--quiet"]) == 0
     return Path("defaced.nii.gz")
 
 
@@ -56,9 +54,7 @@ def one_line(capsys) -> str:
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(LIBRARY)}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60)
 
 
 def test_help_imports_nothing_heavy():
@@ -187,9 +183,7 @@ def test_a_crash_while_writing_leaves_no_volume_that_looks_complete(head, deface
         return real(volume, path)
 
     monkeypatch.setattr(volumes, "save", crash_on_the_volume)
-    assert (
-        cli.main(["deface", "head.nii.gz", "defaced.nii.gz", "--mask-out", "removed.nii.gz", "--quiet"]) == 1
-    )
+    assert cli.main(["deface", "head.nii.gz", "defaced.nii.gz", "--mask-out", "removed.nii.gz", "--quiet"]) == 1
     assert not defaced.exists()
 
 
@@ -270,7 +264,22 @@ def test_measure_writes_tsv_or_json_as_the_name_says(defaced):
 
 def test_measure_draws_the_original_first(defaced):
     assert cli.main(["measure", "head.nii.gz", "defaced.nii.gz", "--picture", "p/faces.png"]) == 0
-    assert Path("p/faces.png").read_bytes().endswith(b"original|defaced")
+    assert Path("p/faces.png").read_bytes().endswith(b"original|defaced|heat of defaced")
+
+
+def test_the_picture_says_which_rows_are_synthetic(defaced):
+    assert cli.main(["reface", "defaced.nii.gz", "r.nii.gz", "--mask", "removed.nii.gz", "--quiet"]) == 0
+    Path("r.json").unlink()  # the header alone must do
+    arguments = ["measure", "head.nii.gz", "defaced.nii.gz", "r.nii.gz", "--picture", "faces.png", "--quiet"]
+    assert cli.main(arguments) == 0
+    assert b"original|defaced|r (synthetic)|" in Path("faces.png").read_bytes()
+
+
+def test_a_format_without_a_description_is_known_as_synthetic_by_its_sidecar(defaced):
+    assert cli.main(["reface", "defaced.nii.gz", "r.mgz", "--mask", "removed.nii.gz", "--quiet"]) == 0
+    assert jobs.is_synthetic(volumes.load("r.mgz"), "r.mgz")
+    Path("r.json").unlink()
+    assert not jobs.is_synthetic(volumes.load("r.mgz"), "r.mgz")
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(defaced, capsys):
@@ -340,8 +349,6 @@ def test_the_unexpected_is_one_line_and_exit_1_with_a_traceback_only_on_request(
 
     monkeypatch.setattr(jobs, "deface", broken)
     assert cli.main(["deface", "head.nii.gz", "d.nii.gz"]) == 1
-    assert one_line(capsys) == (
-        "refacerisk: unexpected ZeroDivisionError: float division; --debug shows the traceback"
-    )
+    assert one_line(capsys) == ("refacerisk: unexpected ZeroDivisionError: float division; --debug shows the traceback")
     assert cli.main(["deface", "head.nii.gz", "d.nii.gz", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -60,9 +60,7 @@ def whole_page(picture) -> str:
         NASTY,
         NASTY,
         [
-            report.section(
-                NASTY, report.table(COLUMNS, rows, NASTY, bars="mean_mm", strong={"image": "dpm"})
-            ),
+            report.section(NASTY, report.table(COLUMNS, rows, NASTY, bars="mean_mm", strong={"image": "dpm"})),
             report.figure(picture, NASTY, NASTY),
             report.facts({NASTY: NASTY, "sum": "a" * 64}),
             report.folded(NASTY, report.bullets([NASTY]), report.paragraph(NASTY, "notice")),
@@ -80,9 +78,7 @@ def test_the_page_is_one_well_formed_document(picture):
 
 def test_the_page_loads_nothing_from_anywhere(picture):
     html = whole_page(picture)
-    assert Outline(html).loads and all(
-        source.startswith("data:image/png;base64,") for source in Outline(html).loads
-    )
+    assert Outline(html).loads and all(source.startswith("data:image/png;base64,") for source in Outline(html).loads)
     assert not re.search(r"https?://|@import|url\(", html)
 
 
@@ -93,16 +89,12 @@ def test_every_text_is_escaped(picture):
 
 
 def test_numbers_are_written_with_their_decimals_and_a_gap_as_a_dash():
-    outline = Outline(
-        report.table(COLUMNS, [{"image": "a", "mean_mm": 2.4519}, {"image": "b", "mean_mm": None}])
-    )
+    outline = Outline(report.table(COLUMNS, [{"image": "a", "mean_mm": 2.4519}, {"image": "b", "mean_mm": None}]))
     assert "2.45" in outline.texts and "–" in outline.texts and "mean [mm]" in outline.texts
 
 
 def test_bars_are_drawn_to_the_longest():
-    html = report.table(
-        COLUMNS, [{"image": "a", "mean_mm": 4.0}, {"image": "b", "mean_mm": 1.0}], bars="mean_mm"
-    )
+    html = report.table(COLUMNS, [{"image": "a", "mean_mm": 4.0}, {"image": "b", "mean_mm": 1.0}], bars="mean_mm")
     assert re.findall(r"width:([\d.]+)%", html) == ["100.0", "25.0"]
 
 

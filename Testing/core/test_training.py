@@ -30,7 +30,7 @@ def heads(tmp_path_factory):
     )
     for number in range(7):
         rng = np.random.default_rng(number)
-        image, distance, _ = warped(average, template.shape, np.zeros(3), 1, rng, 6.0)
+        image, distance, _ = warped(average, template.shape, (0, 0, 0), 2.0, rng, 6.0)
         PreparedHead(f"synthetic-{number}", image, distance, np.ones(template.shape, bool)).save(folder)
     return folder
 

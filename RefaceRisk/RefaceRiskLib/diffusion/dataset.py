@@ -6,9 +6,10 @@ fly. Heads named in :data:`HELD_OUT` are never read.
 
 from __future__ import annotations
 
+import csv
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,23 +21,28 @@ from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..registration import register
 from ..synthesis import t1w_from_labels
-from ..template import Template, load_template
+from ..template import Grid, Template, load_template
 from ..template_build import FULL_LABEL_HEADS, HELD_OUT
 from ..volumes import load
-from .linear import LIMIT_MM, LinearFace
-from .space import canonical, coarse_grid, face_grid, halved
+from .linear import LIMIT_MM, LinearFace, anchored, reliable
+from .space import canonical, coarse_grid, face_grid, halved, upsampled
 
 FOLDS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedHead:
-    """A whole head on the template's grid. image : brain units. distance : mm to the skin, clipped at LIMIT_MM."""
+    """A whole head on the template's grid.
+
+    image : brain units. distance : mm to the skin, clipped at LIMIT_MM. inside : the field of view. whole : False for a
+    head whose mouth is hidden by a dental artefact.
+    """
 
     name: str
     image: np.ndarray
     distance: np.ndarray
     inside: np.ndarray
+    whole: bool = True
 
     def save(self, folder: Path) -> None:
         temporary = folder / f".{self.name}.tmp.npz"
@@ -45,6 +51,7 @@ class PreparedHead:
             image=self.image.astype(np.float16),
             distance=self.distance.astype(np.float16),
             inside=np.packbits(self.inside),
+            whole=self.whole,
         )
         temporary.replace(folder / f"{self.name}.npz")
 
@@ -53,12 +60,15 @@ class PreparedHead:
         with np.load(path, allow_pickle=False) as arrays:
             image = arrays["image"].astype(np.float32)
             inside = np.unpackbits(arrays["inside"], count=image.size).astype(bool).reshape(image.shape)
-            return cls(path.stem, image, arrays["distance"].astype(np.float32), inside)
+            return cls(path.stem, image, arrays["distance"].astype(np.float32), inside, bool(arrays["whole"]))
+
+    def halved(self) -> PreparedHead:
+        """The same at 4 mm."""
+        inside = halved(self.inside.astype(np.float32)) > 0.9
+        return replace(self, image=halved(self.image), distance=halved(self.distance), inside=inside)
 
     def mirrored(self) -> PreparedHead:
-        return PreparedHead(
-            self.name, *(np.ascontiguousarray(a[::-1]) for a in (self.image, self.distance, self.inside))
-        )
+        return replace(self, image=self.image[::-1], distance=self.distance[::-1], inside=self.inside[::-1])
 
 
 def prepare(data: Path, out: Path, workers: int | None = None, on_progress: OnProgress | None = None) -> list[str]:
@@ -89,8 +99,18 @@ def _prepare_one(path: Path, out: Path, seed: int) -> str:
     registration = register(volume, template)
     if registration.quality.verdict != "failed":
         head = canonical(volume, None, registration, template)
-        PreparedHead(name, head.image, head.distance, head.inside).save(out)
+        PreparedHead(name, head.image, head.distance, head.inside, not _mouth_is_hidden(path)).save(out)
     return name
+
+
+def _mouth_is_hidden(path: Path) -> bool:
+    """Whether the participants table beside a head says that a dental artefact hides the mouth."""
+    table = path.parent / "participants.tsv"
+    if not table.exists():
+        return False
+    with open(table, encoding="utf-8") as stream:
+        rows = {row["participant_id"]: row for row in csv.DictReader(stream, delimiter="\t")}
+    return rows.get(path.name.split("_")[0], {}).get("face") == "mouth_hole"
 
 
 def _wanted(path: Path) -> bool:
@@ -101,15 +121,41 @@ def _wanted(path: Path) -> bool:
 
 
 def load_prepared(folder: Path) -> list[PreparedHead]:
+    """All prepared heads of a folder, their unseen parts completed."""
     heads = [PreparedHead.load(path) for path in sorted(folder.glob("*.npz"))]
     if not heads:
         raise RefaceRiskError("no prepared heads", "run training with --data on a folder of volumes first", folder)
-    return heads
+    return completed(heads)
 
 
-def fit_linear(
-    heads: list[PreparedHead], modes: int = 48, ridge: float = 300.0, rng: np.random.Generator | None = None
-) -> LinearFace:
+def completed(heads: list[PreparedHead]) -> list[PreparedHead]:
+    """Heads with what their images do not show (beyond the field of view, a mouth lost in a dental artefact) filled in
+    by the linear model of the heads that show it, so that no head teaches a hole."""
+    template = load_template()
+    model = fit_linear([head for head in heads if head.whole] or heads)
+    grid, fine = coarse_grid(template), Grid(template.shape, template.affine)
+    mouth = _mouth(template)
+    out = []
+    for head in heads:
+        unseen = ~head.inside if head.whole else ~head.inside | mouth
+        distance = halved(head.distance)
+        known = reliable(distance, halved(unseen.astype(np.float32)) > 0, grid.spacing)
+        filled = anchored(model.predict(distance, known), distance, known, grid.spacing)
+        seen = reliable(head.distance, unseen, template.spacing)
+        distance = np.where(seen, head.distance, upsampled(filled, grid, fine)).astype(np.float32)
+        dark = unseen & (distance < -2) & (head.image < 0.3)
+        out.append(replace(head, image=np.where(dark, template.tissue, head.image), distance=distance))
+    return out
+
+
+def _mouth(template: Template) -> np.ndarray:
+    """The region that dental artefacts hide: lips, teeth and front of the tongue, (X, Y, Z) bool."""
+    tip, chin = template.landmarks["nose_tip"], template.landmarks["chin"]
+    x, y, z = np.moveaxis(template.points(), -1, 0)
+    return (np.abs(x) < 42) & (y > tip[1] - 75) & (z < tip[2] - 14) & (z > chin[2] - 4)
+
+
+def fit_linear(heads: list[PreparedHead], modes: int = 60, ridge: float = 300.0) -> LinearFace:
     """The linear model of these heads and their mirror images."""
     maps = np.stack([halved(head.distance) for head in heads])
     return LinearFace.fit(np.concatenate([maps, maps[:, ::-1]]), modes, ridge)
@@ -209,31 +255,26 @@ def _cubic_weights(places: np.ndarray, count: int) -> np.ndarray:
 
 
 def warped(
-    head: PreparedHead, shape, first, step: int, rng: np.random.Generator, strength_mm: float = 2.5
+    head: PreparedHead, shape, first, spacing: float, rng: np.random.Generator, strength_mm: float = 2.5
 ) -> tuple[np.ndarray, ...]:
-    """(image, distance, inside) of a randomly mirrored, bent and relit head, on every ``step``-th template voxel from
-    ``first`` (3,) on. Distances change little under so smooth a bend."""
+    """(image, distance, inside) of a randomly mirrored, bent and relit head, on the box of ``shape`` from voxel
+    ``first`` (3,) on. ``spacing`` : of the head's arrays, mm. Distances change little under so smooth a bend."""
     if rng.random() < 0.5:
         head = head.mirrored()
-    index = np.meshgrid(
-        *[f + (step - 1) / 2 + step * np.arange(n, dtype=np.float32) for f, n in zip(first, shape, strict=True)],
-        indexing="ij",
-    )
-    angles = rng.normal(0, 0.02, (3, 3))
-    matrix = np.eye(3) + angles + np.diag(rng.normal(0, 0.02, 3))
-    centre = (np.array(head.image.shape) - 1) / 2
-    index = np.stack(index) - centre.reshape(3, 1, 1, 1)
-    index = np.tensordot(matrix.astype(np.float32), index, axes=1) + (centre + rng.normal(0, 0.6, 3)).reshape(
-        3, 1, 1, 1
-    ).astype(np.float32)
-    strength = rng.uniform(0, strength_mm) / 2
-    index = index + strength * np.stack([smooth_noise(shape, 5, rng) for _ in range(3)])
-    source = (head.image, head.distance, head.inside.astype(np.float32))
-    if step > 1:
-        source = tuple(ndimage.uniform_filter(array, step) for array in source)
+    centre = ((np.array(head.image.shape) - 1) / 2).astype(np.float32).reshape(3, 1, 1, 1)
+    axes = [np.arange(f, f + n, dtype=np.float32) for f, n in zip(first, shape, strict=True)]
+    matrix = np.eye(3) + rng.normal(0, 0.02, (3, 3))
+    shift = rng.normal(0, 1.2, (3, 1, 1, 1)) / spacing
+    index = np.tensordot(matrix.astype(np.float32), np.stack(np.meshgrid(*axes, indexing="ij")) - centre, axes=1)
+    bend = rng.uniform(0, strength_mm) / spacing
+    index += centre + shift.astype(np.float32) + bend * np.stack([smooth_noise(shape, 5, rng) for _ in range(3)])
     image, distance, inside = (
         ndimage.map_coordinates(array, index, order=1, mode=mode, cval=0)
-        for array, mode in zip(source, ("constant", "nearest", "constant"), strict=True)
+        for array, mode in (
+            (head.image, "constant"),
+            (head.distance, "nearest"),
+            (head.inside.astype(np.float32), "constant"),
+        )
     )
     image = np.clip(image, 0, 3) ** rng.uniform(0.8, 1.25) * np.exp(0.12 * smooth_noise(shape, 3, rng))
     image += rng.uniform(0, 0.04) * rng.standard_normal(shape, dtype=np.float32)

@@ -53,7 +53,7 @@ class CoarseStage:
 
     @property
     def network(self) -> NetworkConfig:
-        return NetworkConfig(image_channels=2, condition_channels=6, channels=self.channels, blocky_upsampling=True)
+        return NetworkConfig(image_channels=2, condition_channels=6, channels=self.channels)
 
     def example(self, start, average, image, removed, known, truth=None) -> Example:
         """start : (X, Y, Z) mm, the linear model's map. average, image : average head and this head (0 where
@@ -109,7 +109,7 @@ class FaceStage:
 
     @property
     def network(self) -> NetworkConfig:
-        return NetworkConfig(image_channels=16, condition_channels=40, channels=self.channels, blocky_upsampling=True)
+        return NetworkConfig(image_channels=16, condition_channels=40, channels=self.channels)
 
     def example(self, distance, tissue, image, removed, known, truth=None) -> Example:
         """distance, tissue : (X, Y, Z), the coarse stage's maps brought to this grid. The rest as in CoarseStage."""

@@ -11,18 +11,24 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import ndimage
 
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..template import load_template
-from .dataset import MaskDrawer, fit_linear, folds, load_prepared, prepare, warped
+from .dataset import MaskDrawer, PreparedHead, fit_linear, folds, load_prepared, prepare, warped
 from .linear import anchored, reliable, save_linear
 from .space import COARSE_MM, FACE_MM, coarse_grid, face_grid, halved, upsampled
 
+if TYPE_CHECKING:
+    from .stages import Example
+
 LOG_SNR_RANGE = {"coarse": (-8.0, 6.0), "face": (-6.0, 8.0)}
 SAVE_EVERY_S = 60.0
+LEARNING_RATE = 6e-4
 
 
 def train(
@@ -59,58 +65,56 @@ def train(
 class ExampleMaker:
     """Random training examples of one stage; ``make(rng)`` gives one :class:`Example`."""
 
-    def __init__(self, stage_name: str, stage, heads) -> None:
-        self.name, self.stage, self.heads = stage_name, stage, heads
+    def __init__(self, name: str, stage, heads: list[PreparedHead]) -> None:
+        self.name, self.stage = name, stage
         self.template = load_template()
         self.masks = MaskDrawer(self.template)
-        self.grid = coarse_grid(self.template) if stage_name == "coarse" else face_grid(self.template)
-        self.first = np.rint(
-            (self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing
-            - (0.5 if stage_name == "coarse" else 0)
-        ).astype(int)
-        self.linear = folds(heads) if stage_name == "coarse" else None
-        self.average = halved(self.template.tissue)
+        if name == "coarse":
+            self.grid = coarse_grid(self.template)
+            self.heads, self.linear = [head.halved() for head in heads], folds(heads)
+            self.average = halved(self.template.tissue)
+        else:
+            self.grid = face_grid(self.template)
+            self.heads = heads
+            corner = (self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing
+            self.first = np.rint(corner).astype(int)
 
-    def make(self, rng: np.random.Generator):
+    def make(self, rng: np.random.Generator) -> Example:
         number = int(rng.integers(len(self.heads)))
         return self._coarse(number, rng) if self.name == "coarse" else self._face(number, rng)
 
-    def _coarse(self, number: int, rng: np.random.Generator):
-        image, distance, inside = warped(self.heads[number], self.grid.shape, self.first, 2, rng)
+    def _coarse(self, number: int, rng: np.random.Generator) -> Example:
+        image, distance, inside = warped(self.heads[number], self.grid.shape, (0, 0, 0), COARSE_MM, rng)
         removed = self.masks.draw(rng)
         known = reliable(distance, removed | ~inside, COARSE_MM)
         start = anchored(self.linear[number].predict(distance, known), distance, known, COARSE_MM)
-        return self.stage.example(start, self.average, image * ~removed, removed | ~inside, known, (distance, image))
+        removed |= ~inside
+        return self.stage.example(start, self.average, image * ~removed, removed, known, (distance, image))
 
-    def _face(self, number: int, rng: np.random.Generator):
-        image, distance, inside = warped(self.heads[number], self.grid.shape, self.first, 1, rng, strength_mm=1.5)
+    def _face(self, number: int, rng: np.random.Generator) -> Example:
+        image, distance, inside = warped(self.heads[number], self.grid.shape, self.first, FACE_MM, rng, 1.5)
         coarse = coarse_grid(self.template)
         removed = upsampled(self.masks.draw(rng).astype(np.float32), coarse, self.grid, order=1) > 0.5
         removed |= ~inside
         known = reliable(distance, removed, FACE_MM)
         # What the stage before gives: the same head at 4 mm, with noise, so that its errors are not trusted blindly.
-        low = [
-            _blocky(array, noise, rng)
-            for array, noise in ((distance, rng.uniform(0, 0.6)), (image, rng.uniform(0, 0.1)))
-        ]
-        start = np.where(known, distance, low[0])
-        return self.stage.example(start, low[1], image * ~removed, removed, known, (distance, image))
+        low_distance = _blurred(distance, rng.uniform(0, 0.6), rng)
+        low_image = _blurred(image, rng.uniform(0, 0.1), rng)
+        start = np.where(known, distance, low_distance)
+        return self.stage.example(start, low_image, image * ~removed, removed, known, (distance, image))
 
 
-def _blocky(array: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+def _blurred(array: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Down to half resolution, noise added, and up again by cubic interpolation."""
-    from scipy import ndimage
-
     small = halved(array)
     small = small + noise * rng.standard_normal(small.shape, dtype=np.float32)
-    index = np.meshgrid(*[(np.arange(n) - 0.5) / 2 for n in array.shape], indexing="ij")
-    return ndimage.map_coordinates(small, index, order=3, mode="nearest").astype(np.float32)
+    return ndimage.zoom(small, 2, order=3, mode="nearest", grid_mode=True).astype(np.float32)
 
 
 def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_progress) -> Path:
     import torch
 
-    from .network import build_network
+    from .network import build_network, half_precision
     from .schedule import add_noise, draw_log_snr
     from .weights import ExponentialMovingAverage, load_checkpoint, save_checkpoint, save_weights
 
@@ -120,7 +124,7 @@ def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_
     maker = ExampleMaker(name, stage, heads)
     denoiser = build_network(stage.network).to(device)
     model = torch.nn.parallel.DistributedDataParallel(denoiser) if world > 1 else denoiser
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=4e-4, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     average = ExponentialMovingAverage(denoiser, 0.998)
     low, high = LOG_SNR_RANGE[name]
     checkpoint = folder / "checkpoint.safetensors"
@@ -151,9 +155,15 @@ def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_
         condition = torch.cat([example.condition for example in examples]).to(device)
         weight = torch.cat([stage.weight(example) for example in examples]).to(device)
         noisy = add_noise(target, log_snr, torch.randn_like(target))
+        spent = (step + 1) / steps
+        if minutes is not None:
+            spent = max(spent, (time.monotonic() - begun) / (60 * minutes))
         for group in optimizer.param_groups:
-            group["lr"] = 4e-4 * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / steps)))
-        estimate = model(noisy, condition, log_snr)
+            group["lr"] = (
+                LEARNING_RATE * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(spent, 1))))
+            )
+        with half_precision(device):
+            estimate = model(noisy, condition, log_snr)
         _, c_out, _ = denoiser.preconditioning(log_snr)
         loss = (weight * ((estimate - target) / c_out).square()).sum() / weight.sum()
         optimizer.zero_grad()

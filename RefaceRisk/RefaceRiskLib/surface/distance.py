@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from RefaceRiskLib.errors import RefaceRiskError
-from RefaceRiskLib.surface.extract import Surface, signed_distance_map
+from RefaceRiskLib.surface.extract import Surface, signed_distance_map, vertex_tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,7 @@ def distances(original: Surface, other: Surface, regions: dict[str, np.ndarray])
         if not region.any():
             raise RefaceRiskError(f"the region {name!r} holds no skin", "check the registration and the mask")
     forth = point_to_surface(original.points, other)
-    _, closest = cKDTree(original.points).query(other.points)
+    _, closest = vertex_tree(original).query(other.points, workers=-1)
     needed = np.logical_or.reduce([region[closest] for region in regions.values()])
     back = np.zeros(len(other.points))
     back[needed] = point_to_surface(other.points[needed], original)
@@ -61,7 +60,8 @@ def distances(original: Surface, other: Surface, regions: dict[str, np.ndarray])
 
 def point_to_surface(points: np.ndarray, surface: Surface) -> np.ndarray:
     """Unsigned distance (N,) mm from (N, 3) points to the closest point of any triangle (VTK, float64)."""
-    apart = cKDTree(surface.points).query(points)[0] > 0  # a shared vertex, as outside a defacer's hole, is at 0
+    # Outside a defacer's hole both surfaces share their vertices; these need no search among the triangles.
+    apart = vertex_tree(surface).query(points, workers=-1)[0] > 0
     distance = np.zeros(len(points))
     distance[apart] = np.abs(signed_distance_map(surface, points[apart]))
     return distance

@@ -97,10 +97,10 @@ class Surface:
 def skin_level(volume) -> float:
     """Physical intensity of the boundary between air and skin, found from the image alone.
 
-    The image is split into air and tissue at half way between their *medians*, repeated until the split stands
-    still (Ridler and Calvard's isodata with medians). The level then lies 30 % of the way from the air's
-    median to the tissue's, but at least six robust standard deviations of the air's noise above the air. The
-    tissue's median is carried by brain, muscle and fat of the whole head, so it hardly moves when a defacer
+    The image is split into air and tissue at half way between their interquartile means, repeated until the
+    split stands still (Ridler and Calvard's isodata, made robust). The level then lies 30 % of the way from the
+    air's mean to the tissue's, but at least six robust standard deviations of the noise above the air. The
+    tissue's mean is carried by brain, muscle and fat of the whole head, so it hardly moves when a defacer
     sets the face to zero; exact zeros only join the air. `volume` is a Volume or an array of intensities.
 
     Raises RefaceRiskError when the image is constant.
@@ -114,7 +114,7 @@ def skin_level(volume) -> float:
         raise RefaceRiskError("the image is constant, so it has no skin", "check that it is a whole-head MRI")
     split = low + 0.25 * (high - low)
     for _ in range(50):
-        air, tissue = float(np.median(values[values <= split])), float(np.median(values[values > split]))
+        air, tissue = _middle(values[values <= split]), _middle(values[values > split])
         moved, split = split, 0.5 * (air + tissue)
         if abs(moved - split) < 1e-4 * (high - low):
             break
@@ -129,18 +129,20 @@ def head_field(volume, level: float, spacing=None) -> np.ndarray:
     (I, J, K) float32: the image, smoothed by 0.7 voxels against aliasing, wherever it defines the outer skin.
     Raised above `level` are dark voxels (airways, sinuses, signal voids) that outside air does not reach, or
     only through passages that a closing bridges: of 5 mm radius where they lie 3 mm below its hull, of 14 mm
-    radius where they lie 6 mm below. Passages cut open by the volume's border (windpipe, spinal canal) count as
-    closed there. Lowered below `level` are specks and ghosts that are not connected to the head.
+    radius where they lie 6 mm below. Passages cut open where the head leaves the volume (windpipe, spinal canal)
+    count as closed there. Lowered below `level` are specks and ghosts that are not connected to the head.
 
     `volume` is a Volume, or a ready float field as an array (head above `level`; not smoothed) with its
     `spacing` in mm. Raises RefaceRiskError when nothing is above `level`.
     """
     if hasattr(volume, "intensities"):
         spacing = np.asarray(volume.spacing, float)
+        seen = _seen_box(volume.intensities)
         field = ndi.gaussian_filter(volume.intensities, ANTIALIAS_VOXELS, mode="nearest", truncate=3.0)
     else:
         spacing = np.ones(3) * (1.0 if spacing is None else spacing)
         field = np.array(volume, dtype=np.float32)
+        seen = _seen_box(field)
     head = field >= level
     if not head.any():
         raise RefaceRiskError("no head is visible above the skin level", "check that it is a whole-head MRI")
@@ -149,7 +151,7 @@ def head_field(volume, level: float, spacing=None) -> np.ndarray:
     _move_off_the_level(field, level, contrast)
     head = _largest(field > level)
     np.minimum(field, air, out=field, where=~head & (field > level))
-    closed = _closed_at_the_border(head)
+    closed = _closed_at_the_border(head, seen)
     field[closed & ~head] = level + contrast
     head = closed
     lid = _lid_depth(head, spacing)
@@ -211,7 +213,7 @@ def signed_distance_map(surface: Surface, points: np.ndarray, limit: float | Non
     points = np.ascontiguousarray(points, np.float64).reshape(-1, 3)
     if limit is None:
         return _implicit_distance(surface, points)
-    to_vertex, _ = cKDTree(surface.points).query(points, distance_upper_bound=limit + _longest_edge(surface))
+    to_vertex, _ = vertex_tree(surface).query(points, distance_upper_bound=limit + _longest_edge(surface), workers=-1)
     near = np.isfinite(to_vertex)
     distance = np.empty(len(points))
     distance[near] = np.clip(_implicit_distance(surface, points[near]), -limit, limit)
@@ -224,19 +226,22 @@ def signed_distance_grid(surface: Surface, shape, affine: np.ndarray, limit: flo
     """Signed distance (mm, negative inside) at every voxel centre of the grid (shape, affine), float32.
 
     Clipped at +-limit. Exact point-to-triangle up to a voxel from the skin; farther off the distance to the nearest
-    of a thinned set of vertices, which is too large by about (vertex spacing)^2 / (2 distance): by less than
-    0.1 mm in 95 % of a head's voxels.
+    vertex, which is too large by at most (vertex spacing)^2 / (2 distance): hundredths of a millimetre.
     """
     affine = np.asarray(affine, float)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     centres = _voxel_centres(np.ones(shape, bool), affine)
-    vertices = _thinned(surface.points, spacing.min() / 2)
     exact = 1.5 * spacing.max()
-    distance, _ = cKDTree(vertices).query(centres, distance_upper_bound=max(limit, exact))
+    distance, _ = vertex_tree(surface).query(centres, distance_upper_bound=max(limit, exact), workers=-1)
     near = distance < exact
     distance[near] = np.abs(_implicit_distance(surface, centres[near]))
     inside = voxelise(surface, shape, affine)
     return np.clip(np.where(inside, -1.0, 1.0) * distance.reshape(shape), -limit, limit).astype(np.float32)
+
+
+def vertex_tree(surface: Surface) -> cKDTree:
+    """Search tree over the vertices; unbalanced, which answers five times faster on surfaces like these."""
+    return cKDTree(surface.points, leafsize=32, balanced_tree=False, compact_nodes=False)
 
 
 def voxelise(surface: Surface, shape, affine: np.ndarray) -> np.ndarray:
@@ -306,15 +311,14 @@ def _roughly_inside(surface: Surface, points: np.ndarray, margin: float) -> np.n
     return answer
 
 
-def _thinned(points: np.ndarray, step: float) -> np.ndarray:
-    """One of the points in each cube of the given size."""
-    cube = np.floor((points - points.min(axis=0)) / step).astype(np.int64)
-    _, first = np.unique(np.ravel_multi_index(tuple(cube.T), cube.max(axis=0) + 1), return_index=True)
-    return points[first]
-
-
 def _voxel_centres(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _middle(values: np.ndarray) -> float:
+    """Interquartile mean: as robust as a median, but it does not jump between the modes of two tissues."""
+    ordered = np.sort(values)
+    return float(ordered[len(ordered) // 4 : max(1, -(-3 * len(ordered) // 4))].mean(dtype=np.float64))
 
 
 def _intensities(volume) -> np.ndarray:
@@ -353,14 +357,29 @@ def _lid_depth(head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return _separable_linear(depth, places)
 
 
-def _closed_at_the_border(head: np.ndarray) -> np.ndarray:
-    """On the volume's faces a ring of tissue round dark voxels closes them: a cut windpipe is no way in."""
+def _closed_at_the_border(head: np.ndarray, seen) -> np.ndarray:
+    """On the faces of the `seen` box a ring of tissue round dark voxels closes them: a windpipe is no way in."""
     head = head.copy()
+    inner = head[seen]
     for axis in range(3):
+        slices = np.moveaxis(inner, axis, 0)
         for end in (0, -1):
-            face = np.moveaxis(head, axis, 0)[end]
-            face[...] = ndi.binary_fill_holes(face)
+            slices[end] = ndi.binary_fill_holes(slices[end])
     return head
+
+
+def _seen_box(image: np.ndarray, blank: int = 3) -> tuple[slice, ...]:
+    """The volume without its outermost slices, up to three a side, where software has blanked them."""
+    box = []
+    for axis, count in enumerate(image.shape):
+        slices = np.moveaxis(image, axis, 0)
+        first, last = 0, count - 1
+        while first < min(blank, last) and np.ptp(slices[first]) == 0:
+            first += 1
+        while count - 1 - last < blank and last > first and np.ptp(slices[last]) == 0:
+            last -= 1
+        box.append(slice(first, last + 1))
+    return tuple(box)
 
 
 def _block_any(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:

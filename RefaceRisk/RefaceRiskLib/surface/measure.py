@@ -87,7 +87,8 @@ def measure(original, others, template=None, registration=None, removed=None) ->
     if removed is not None:
         regions["removed"] = removed_region(skin, original, removed)
     surfaces = {name: extract_skin(other, level) for name, other in others.items()}
-    found = {name: {"removed": None, **distances(skin, surface, regions)} for name, surface in surfaces.items()}
+    absent = dict.fromkeys(("face", "removed"))
+    found = {name: absent | distances(skin, surface, regions) for name, surface in surfaces.items()}
     return Measurement(found, skin, surfaces, level, regions)
 
 

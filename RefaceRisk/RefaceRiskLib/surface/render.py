@@ -94,7 +94,7 @@ def faces_figure(
         for place, row in enumerate(everything):
             if id(row.surface) not in models:
                 models[id(row.surface)] = _Model.of(row.surface, camera)
-            pictures = _drawn(window, models[id(row.surface)], VIEWS.values(), camera, _colours(row))
+            pictures = _drawn(window, models[id(row.surface)], VIEWS.values(), camera, row)
             start = top + place * height
             canvas[start : start + height, left : left + len(VIEWS) * width] = np.concatenate(pictures, axis=1)
             middle = start + height / 2
@@ -130,7 +130,7 @@ def render_views(
     row = FaceRow("", surface) if per_vertex is None else HeatRow("", surface, per_vertex)
     with _quiet_window(supersample * round(ASPECT * height), supersample * height) as window:
         camera = _Camera.before(surface, frame)
-        pictures = _drawn(window, _Model.of(surface, camera), views, camera, _colours(row), supersample)
+        pictures = _drawn(window, _Model.of(surface, camera), views, camera, row, supersample)
     return np.stack(pictures)
 
 
@@ -181,11 +181,11 @@ def _colours(row: FaceRow | HeatRow) -> np.ndarray:
     return colours
 
 
-def _drawn(window, model: _Model, views, camera: _Camera, colours: np.ndarray, supersample: int = 2) -> list:
+def _drawn(window, model: _Model, views, camera: _Camera, row: FaceRow | HeatRow, supersample: int = 2) -> list:
     """A picture (H, W, 3) uint8 for each azimuth, smoothed from the window's larger size."""
     renderer = vtk.vtkRenderer()
     renderer.SetBackground(0, 0, 0)
-    renderer.AddActor(model.actor(colours))
+    renderer.AddActor(model.actor(_colours(row), even=isinstance(row, HeatRow)))
     _light(renderer)
     window.AddRenderer(renderer)
     eye = renderer.GetActiveCamera()
@@ -226,7 +226,8 @@ class _Model:
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
         return cls(surface, normals, _crease_shade(surface, neighbours))
 
-    def actor(self, colours: np.ndarray):
+    def actor(self, colours: np.ndarray, even: bool):
+        """The surface in its vertices' colours; `even` light keeps them near those of the colour scale."""
         polydata = self.surface.polydata()
         polydata.GetPointData().SetNormals(numpy_to_vtk(np.ascontiguousarray(self.normals), deep=True))
         tinted = np.clip(colours * self.shade[:, None], 0, 255).round().astype(np.uint8)
@@ -237,8 +238,8 @@ class _Model:
         actor.SetMapper(mapper)
         material = actor.GetProperty()
         material.SetInterpolationToPhong()
-        material.SetAmbient(0.08)
-        material.SetDiffuse(0.98)
+        material.SetAmbient(0.32 if even else 0.08)
+        material.SetDiffuse(0.78 if even else 0.98)
         material.SetSpecular(0.08)
         material.SetSpecularPower(18)
         return actor
