@@ -92,6 +92,13 @@ class Template:
         return (self.skin_distance < 6).astype(np.float32)
 
     @cached_property
+    def beside_face(self) -> np.ndarray:
+        """float32 weight: 1 in and around the head, fading to 0 where any defacer may cut. What a deformation may see
+        if a whole head and all its defaced copies are to be deformed alike."""
+        cut = ndimage.binary_dilation(self.region("removable") | self.face_mask | self.ears, iterations=3)
+        return ndimage.gaussian_filter(np.where(cut, 0, self.head_dilated), 1.0) * ~cut
+
+    @cached_property
     def tissue(self) -> np.ndarray:
         """float32 intensities continued outwards beyond the skin, for faces that are larger than the average."""
         rind = self.skin_distance > -3

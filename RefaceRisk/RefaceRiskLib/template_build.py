@@ -264,11 +264,11 @@ def mark_regions(template: Template, brain, eyes, bone) -> Template:
     face = (z < brow) & (y > tip[1] - depth - 0.0025 * x**2) & (template.skin_distance < 40) & (away > 8)
     face &= np.abs(x) < 75
 
-    # MRI_Deface takes the tissue that may be face, a shell under the facial skin, and keeps away from the brain.
-    lateral = np.interp(z, [chin[2] - 30, chin[2], tip[2], nasion[2], brow + 6], [50, 58, 62, 66, 60])
-    shell = (template.skin_distance > -24) & (template.skin_distance < 40)
-    removable = shell & (z < brow + 6) & (z > chin[2] - 24) & (np.abs(x) < lateral) & (away > 10)
-    removable &= y > nasion[1] - 38 - 0.004 * x**2
+    # MRI_Deface takes a shell of facial tissue; its depth gives the distance that the paper prints for a defaced head.
+    lateral = np.interp(z, [chin[2] - 30, chin[2], tip[2], nasion[2], brow + 6], [44, 52, 56, 58, 52])
+    shell = (template.skin_distance > -12) & (template.skin_distance < 40)
+    removable = shell & (z < brow + 4) & (z > chin[2] - 14) & (np.abs(x) < lateral) & (away > 10)
+    removable &= y > nasion[1] - 34 - 0.004 * x**2
 
     head = template.skin_distance < 0
     ears = (np.abs(x) > np.abs(ear[0]) - 14) & (np.hypot(y - ear[1], z - ear[2]) < 38) & (template.skin_distance > -10)

@@ -64,6 +64,12 @@ def test_without_a_removed_mask_there_is_only_the_face(tiny_head, placed):
     assert [row["region"] for row in found.rows()] == ["face"]
 
 
+def test_a_mask_that_holds_no_skin_gives_no_removed_region(tiny_head, placed):
+    corner = np.zeros(tiny_head.shape, bool)
+    corner[:3, :3, :3] = True
+    assert measure(tiny_head, {"same": tiny_head}, *placed, removed=corner)["same"]["removed"] is None
+
+
 def test_all_images_are_cut_at_the_original_s_level(tiny_head, placed):
     dim = tiny_head.with_intensities(0.5 * tiny_head.intensities)
     found = measure(tiny_head, {"dim": dim}, *placed)

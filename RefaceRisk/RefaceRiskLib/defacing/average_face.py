@@ -45,7 +45,7 @@ def replace_face(head: Volume, removed: np.ndarray, registration: Registration, 
     level = skin_level(head)
     seen = pull(head.intensities, head.affine, affine_only, template.shape, template.affine)
     tissue = matched_tissue(bent(template.tissue, template.affine, warped), seen, known, level)
-    return draw_face(head, removed, affine_only, [(distance, grid)], [(tissue, grid)], level)
+    return draw_face(head, removed, affine_only, template, [(distance, grid)], [(tissue, grid)], level)
 
 
 def matched_tissue(

@@ -16,9 +16,9 @@ from scipy import ndimage
 from ..defacing.average_face import matched_tissue, replace_face
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from ..registration import Registration, register
+from ..registration import Registration, carry, deformed_beside_face, register, to_template
 from ..resources import model_folder
-from ..surface.draw import draw_face
+from ..surface.draw import draw_face, sample_finest
 from ..template import Grid, Template, load_template
 from ..volumes import Volume, check_head
 from .linear import LinearFace, anchored, load_linear
@@ -121,6 +121,7 @@ class Refacer:
             report(on_progress, "average face", 1, 1)
             return Refaced(volume, [volume], None, removed, registration)
         report(on_progress, "prepare", 0, 1)
+        registration = deformed_beside_face(defaced, template, registration)
         task = _Task.of(self, defaced, removed, registration, template)
         report(on_progress, "prepare", 1, 1)
         if not self.stages:
@@ -169,7 +170,8 @@ class _Task:
         head = canonical(defaced, removed, registration, template)
         known = head.known
         distance = head.coarse_distance
-        start = anchored(model.linear.predict(distance, known), distance, known, coarse_grid(template).spacing)
+        hole = halved(head.removed.astype(np.float32)) > 0
+        start = anchored(model.linear.predict(distance, known, hole), distance, known, coarse_grid(template).spacing)
         return cls(defaced, removed, registration, template, head, start, known)
 
     @property
@@ -197,20 +199,19 @@ class _Task:
         scale = self.head.scale
         distance = [(maps.coarse, coarse), (maps.face, fine)]
         tissue = [(maps.tissue * scale, coarse), (maps.face_tissue * scale, fine)]
-        return draw_face(self.defaced, self.removed, self.registration, distance, tissue, self.head.level)
+        return draw_face(
+            self.defaced, self.removed, self.registration, self.template, distance, tissue, self.head.level
+        )
 
     def spread(self, maps: list[Maps]) -> np.ndarray:
-        from ..surface.draw import sample_finest
-
         coarse, fine = self.grids
         layers = [
             (np.std([one.coarse for one in maps], axis=0), coarse),
             (np.std([one.face for one in maps], axis=0), fine),
         ]
         points = np.argwhere(self.removed) @ self.defaced.affine[:3, :3].T + self.defaced.affine[:3, 3]
-        inverse = np.linalg.inv(self.registration.matrix)
         out = np.zeros(self.defaced.shape, np.float32)
-        out[self.removed] = sample_finest(layers, points @ inverse[:3, :3].T + inverse[:3, 3], 1, 0.0)
+        out[self.removed] = sample_finest(layers, to_template(points, self.template, self.registration), 1, 0.0)
         return out
 
 
@@ -224,13 +225,7 @@ def estimate_removed(defaced: Volume, registration: Registration, template: Temp
     constant = defaced.voxels == values[np.argmax(counts)]
     could_be_face = template.region("removable") | template.face_mask | template.ears
     could_be_face |= template.surface_region & (np.abs(template.skin_distance) < 30) & (template.brain_distance > 4)
-    place = pull_to_head(could_be_face, template, registration, defaced)
+    place = carry(could_be_face, template, Registration(registration.matrix), defaced) > 0.5
     candidate = constant & place
     solid = ndimage.binary_opening(candidate, iterations=2 if min(defaced.spacing) < 1.5 else 1)
     return candidate & ndimage.binary_dilation(solid, iterations=2)
-
-
-def pull_to_head(mask: np.ndarray, template: Template, registration: Registration, head: Volume) -> np.ndarray:
-    from ..registration import carry
-
-    return carry(mask, template, Registration(registration.matrix), head) > 0.5

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from ..registration import register
+from ..registration import deformed_beside_face, register
 from ..synthesis import t1w_from_labels
 from ..template import Grid, Template, load_template
 from ..template_build import FULL_LABEL_HEADS, HELD_OUT
@@ -98,6 +98,7 @@ def _prepare_one(path: Path, out: Path, seed: int) -> str:
         volume = t1w_from_labels(volume, seed=seed, spacing_mm=template.spacing)
     registration = register(volume, template)
     if registration.quality.verdict != "failed":
+        registration = deformed_beside_face(volume, template, registration)
         head = canonical(volume, None, registration, template)
         PreparedHead(name, head.image, head.distance, head.inside, not _mouth_is_hidden(path)).save(out)
     return name
@@ -139,8 +140,9 @@ def completed(heads: list[PreparedHead]) -> list[PreparedHead]:
     for head in heads:
         unseen = ~head.inside if head.whole else ~head.inside | mouth
         distance = halved(head.distance)
-        known = reliable(distance, halved(unseen.astype(np.float32)) > 0, grid.spacing)
-        filled = anchored(model.predict(distance, known), distance, known, grid.spacing)
+        unseen_coarse = halved(unseen.astype(np.float32)) > 0
+        known = reliable(distance, unseen_coarse, grid.spacing)
+        filled = anchored(model.predict(distance, known, unseen_coarse), distance, known, grid.spacing)
         seen = reliable(head.distance, unseen, template.spacing)
         distance = np.where(seen, head.distance, upsampled(filled, grid, fine)).astype(np.float32)
         dark = unseen & (distance < -2) & (head.image < 0.3)

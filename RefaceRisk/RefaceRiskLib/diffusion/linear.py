@@ -56,22 +56,25 @@ class LinearFace:
         keep = keep[values[keep] > 1e-6 * values.max()]
         return cls(mean, shell, (vectors[:, keep].T @ centred).astype(np.float32), float(ridge))
 
-    def predict(self, distance: np.ndarray, known: np.ndarray) -> np.ndarray:
+    def predict(self, distance: np.ndarray, known: np.ndarray, removed: np.ndarray | None = None) -> np.ndarray:
         """Conditional mean of the whole map, (X, Y, Z) float32 mm, given ``distance`` where ``known``.
 
+        ``removed`` (X, Y, Z) bool, the hole: known voxels near it count most; all count alike without it.
         It is smooth across the border of what is known and does not repeat the known values exactly; see
         :func:`anchored` for that.
         """
         full = self.mean.copy()
-        full[self.shell] += self.coefficients(distance, known) @ self.modes
+        full[self.shell] += self.coefficients(distance, known, removed) @ self.modes
         return full.astype(np.float32)
 
-    def coefficients(self, distance: np.ndarray, known: np.ndarray) -> np.ndarray:
+    def coefficients(self, distance: np.ndarray, known: np.ndarray, removed: np.ndarray | None) -> np.ndarray:
         """Conditional mean of z (K,), given the known voxels."""
         distance = np.clip(distance, -LIMIT_MM, LIMIT_MM)
         seen = known[self.shell]
-        away = ndimage.distance_transform_edt(known)[self.shell][seen] * self.spacing
-        trust = 1 / (1 + (away / REACH_MM) ** 2)
+        trust = np.ones(int(seen.sum()))
+        if removed is not None and removed.any():
+            away = ndimage.distance_transform_edt(~removed)[self.shell][seen] * self.spacing
+            trust = 1 / (1 + (away / REACH_MM) ** 2)
         design = self.modes[:, seen]
         observed = distance[self.shell][seen] - self.mean[self.shell][seen]
         weighted = design * trust.astype(np.float32)

@@ -89,8 +89,7 @@ def canonical(
 ) -> CanonicalHead:
     """Bring a head, whole (``removed`` None) or defaced, into template space."""
     level = skin_level(head) if level is None else level
-    affine_only = Registration(registration.matrix)
-    grid = (affine_only, template.shape, template.affine)
+    grid = (registration, template.shape, template.affine)
     spacing = np.asarray(head.spacing)
     image = ndimage.gaussian_filter(head.intensities, np.maximum(template.spacing / spacing - 1, 0) * 0.5)
     image = pull(image, head.affine, *grid)
@@ -100,6 +99,9 @@ def canonical(
         gone = pull(removed.astype(np.float32), head.affine, *grid) > 0.01
     surface = extract_skin(head, level).transformed(np.linalg.inv(registration.matrix))
     distance = signed_distance_grid(surface, template.shape, template.affine, LIMIT_MM)
+    if registration.displacement is not None:
+        bend = Registration(np.eye(4), registration.displacement)
+        distance = pull(distance, template.affine, bend, template.shape, template.affine, cval=LIMIT_MM)
     brain = image[template.brain & inside & ~gone]
     scale = float(np.median(brain)) if brain.size else float(np.percentile(image, 90))
     image = np.clip(image / max(scale, 1e-6), 0, 3) * inside * ~gone

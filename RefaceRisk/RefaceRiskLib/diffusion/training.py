@@ -87,7 +87,7 @@ class ExampleMaker:
         image, distance, inside = warped(self.heads[number], self.grid.shape, (0, 0, 0), COARSE_MM, rng)
         removed = self.masks.draw(rng)
         known = reliable(distance, removed | ~inside, COARSE_MM)
-        start = anchored(self.linear[number].predict(distance, known), distance, known, COARSE_MM)
+        start = anchored(self.linear[number].predict(distance, known, removed), distance, known, COARSE_MM)
         removed |= ~inside
         return self.stage.example(start, self.average, image * ~removed, removed, known, (distance, image))
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from ..registration import Registration
-from ..template import Grid
+from ..registration import Registration, to_template
+from ..template import Grid, Template
 from ..volumes import Volume
 
 Layers = list[tuple[np.ndarray, Grid]]
@@ -20,6 +20,7 @@ def draw_face(
     defaced: Volume,
     removed: np.ndarray,
     registration: Registration,
+    template: Template,
     distance: Layers,
     tissue: Layers,
     level: float,
@@ -29,18 +30,18 @@ def draw_face(
 
     Parameters
     ----------
-    removed : (I, J, K) bool. registration : only its affine is used.
+    removed : (I, J, K) bool. registration : of the head with the template, its displacement included.
     distance : signed distance maps (template mm, negative inside) with their grids, coarsest first; a finer one wins
         inside its own box. tissue : physical intensities, likewise.
     level : physical intensity of the skin isosurface; the drawn edge crosses it where the distance is zero, linearly
         over one voxel to either side, as partial volume does. air : intensity outside.
     """
-    index = np.argwhere(removed)
-    to_template = np.linalg.inv(registration.matrix) @ defaced.affine
-    points = index @ to_template[:3, :3].T + to_template[:3, 3]
+    points = np.argwhere(removed) @ defaced.affine[:3, :3].T + defaced.affine[:3, 3]
+    points = to_template(points, template, registration)
     signed = sample_finest(distance, points, order=3, outside=40.0)
     inner = sample_finest(tissue, points, order=1, outside=level)
-    width = float(np.linalg.norm(to_template[:3, :3], axis=0).max())
+    voxel = np.linalg.inv(registration.matrix)[:3, :3] @ defaced.affine[:3, :3]
+    width = float(np.linalg.norm(voxel, axis=0).max())
     # Skin and the fat below it are never darker than the isosurface, whatever was predicted.
     inner = np.where(signed > -3 * width, np.maximum(inner, 1.3 * level), inner)
     near = np.clip(1 - np.abs(signed) / (2 * width), 0, 1)

@@ -77,7 +77,8 @@ def measure(original, others, template=None, registration=None, removed=None) ->
     The level of the skin is found on the original and used for all. Region `face` is the anterior half-head of
     the template, carried by the registration (template to original; searched for when not given). Region
     `removed`, where the bool array `removed` on the original's grid is given, are the vertices within one voxel
-    of it. The other images may lie on other grids, as long as they share the original's RAS space.
+    of it (None where the mask holds no skin). The other images may lie on other grids, as long as they share
+    the original's RAS space.
 
     Raises RefaceRiskError when an image shows no head or a region holds no skin.
     """
@@ -85,7 +86,9 @@ def measure(original, others, template=None, registration=None, removed=None) ->
     skin = extract_skin(original, level)
     regions = {"face": face_region(skin, *_placed(original, template, registration))}
     if removed is not None:
-        regions["removed"] = removed_region(skin, original, removed)
+        near_hole = removed_region(skin, original, removed)
+        if near_hole.any():
+            regions["removed"] = near_hole
     surfaces = {name: extract_skin(other, level) for name, other in others.items()}
     absent = dict.fromkeys(("face", "removed"))
     found = {name: absent | distances(skin, surface, regions) for name, surface in surfaces.items()}
