@@ -1,6 +1,6 @@
 """Draw the template for its README: the average face from five sides, and its regions on three slices.
 
-    python Testing/benchmarks/picture_template.py OUT.png
+python Testing/benchmarks/picture_template.py OUT.png
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
 from RefaceRiskLib.surface.extract import isosurface
 from RefaceRiskLib.surface.render import render_views
 from RefaceRiskLib.template import load_template

@@ -21,7 +21,7 @@ from ..resources import model_folder
 from ..surface.draw import draw_face, sample_finest
 from ..template import Grid, Template, load_template
 from ..volumes import Volume, check_head
-from .linear import LinearFace, anchored, load_linear
+from .linear import LinearFace, Seen, anchored, load_linear
 from .space import CanonicalHead, canonical, coarse_grid, face_grid, halved, upsampled
 
 BUILT_IN = ("reference", "linear", "average")
@@ -171,7 +171,9 @@ class _Task:
         known = head.known
         distance = head.coarse_distance
         hole = halved(head.removed.astype(np.float32)) > 0
-        start = anchored(model.linear.predict(distance, known, hole), distance, known, coarse_grid(template).spacing)
+        visible = ~hole & (halved(head.inside.astype(np.float32)) > 0.9)
+        seen = Seen(distance, known, hole, halved(head.image), visible)
+        start = anchored(model.linear.predict(seen), distance, known, coarse_grid(template).spacing)
         return cls(defaced, removed, registration, template, head, start, known)
 
     @property

@@ -21,10 +21,10 @@ from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..registration import deformed_beside_face, register
 from ..synthesis import t1w_from_labels
-from ..template import Grid, Template, load_template
+from ..template import Grid, Template, distance_map, load_template
 from ..template_build import FULL_LABEL_HEADS, HELD_OUT
 from ..volumes import load
-from .linear import LIMIT_MM, LinearFace, anchored, reliable
+from .linear import LIMIT_MM, LinearFace, Seen, anchored, reliable
 from .space import canonical, coarse_grid, face_grid, halved, upsampled
 
 FOLDS = 6
@@ -142,9 +142,10 @@ def completed(heads: list[PreparedHead]) -> list[PreparedHead]:
         distance = halved(head.distance)
         unseen_coarse = halved(unseen.astype(np.float32)) > 0
         known = reliable(distance, unseen_coarse, grid.spacing)
-        filled = anchored(model.predict(distance, known, unseen_coarse), distance, known, grid.spacing)
-        seen = reliable(head.distance, unseen, template.spacing)
-        distance = np.where(seen, head.distance, upsampled(filled, grid, fine)).astype(np.float32)
+        seen = Seen(distance, known, unseen_coarse)
+        filled = anchored(model.predict(seen), distance, known, grid.spacing)
+        right = reliable(head.distance, unseen, template.spacing)
+        distance = np.where(right, head.distance, upsampled(filled, grid, fine)).astype(np.float32)
         dark = unseen & (distance < -2) & (head.image < 0.3)
         out.append(replace(head, image=np.where(dark, template.tissue, head.image), distance=distance))
     return out
@@ -157,10 +158,15 @@ def _mouth(template: Template) -> np.ndarray:
     return (np.abs(x) < 42) & (y > tip[1] - 75) & (z < tip[2] - 14) & (z > chin[2] - 4)
 
 
-def fit_linear(heads: list[PreparedHead], modes: int = 60, ridge: float = 300.0) -> LinearFace:
+def fit_linear(heads: list[PreparedHead], ridge: float = 1000.0) -> LinearFace:
     """The linear model of these heads and their mirror images."""
-    maps = np.stack([halved(head.distance) for head in heads])
-    return LinearFace.fit(np.concatenate([maps, maps[:, ::-1]]), modes, ridge)
+    template = load_template()
+    face = template.region("removable") | template.face_mask | template.ears
+    near = distance_map(halved(face.astype(np.float32)) > 0.5, coarse_grid(template).spacing) < 40
+    near &= halved(template.skin_distance) < 8
+    maps, images = (np.stack([halved(getattr(head, name)) for head in heads]) for name in ("distance", "image"))
+    both = (np.concatenate([array, array[:, ::-1]]) for array in (maps, images))
+    return LinearFace.fit(next(both), ridge, next(both), near)
 
 
 # --- random removals ------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import torch
 
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from .network import Denoiser, build_network
+from .linear import reliable_when_defaced
+from .network import Denoiser, build_network, half_precision
 from .sampler import dpm_solver_pp_2m
 from .schedule import sampling_grid
 from .space import halved, upsampled
@@ -74,82 +75,55 @@ def sample_cascade(
     from .cascade import Maps
 
     where = choose_device(device)
+    coarse, face = model.stages["coarse"], model.stages["face"]
     coarse_grid, face_grid = task.grids
-    tissue = task.tissue()
     head = task.head
-    removed_coarse = halved(head.removed.astype(np.float32)) > 0
-    coarse_example = model.stages["coarse"].stage.example(
-        task.start, halved(tissue), halved(head.image) * ~removed_coarse, removed_coarse, task.known
+    missing = head.removed | ~head.inside
+    missing_coarse = halved(missing.astype(np.float32)) > 0
+    first = coarse.stage.example(
+        task.start, halved(task.tissue()), halved(head.image) * ~missing_coarse, missing_coarse, task.known
     )
-    face_removed = task.on_face(head.removed)
-    fine_known = np.zeros(face_grid.shape, bool) | task.on_face(task_fine_known(task))
-    fine_distance = task.on_face(head.distance)
+    face_image, face_missing, face_distance = (task.on_face(a) for a in (head.image, missing, head.distance))
+    face_known = task.on_face(reliable_when_defaced(head.distance, missing, task.template.spacing))
     maps = []
     for number in range(samples):
         generator = torch.Generator().manual_seed(seed * 1009 + number)
-        which = f" {number + 1}/{samples}" if samples > 1 else ""
-        low = _sample(
-            model.stages["coarse"],
-            coarse_example,
-            steps,
-            generator,
-            where,
-            temperature,
-            f"coarse stage{which}",
-            on_progress,
-        )
-        low_distance = upsampled(low[0], coarse_grid, face_grid)
-        low_tissue = upsampled(low[1], coarse_grid, face_grid, order=1)
-        fine_example = model.stages["face"].stage.example(
-            np.where(fine_known, fine_distance, low_distance),
-            low_tissue,
-            task.on_face(head.image),
-            face_removed,
-            fine_known,
-        )
-        fine = _sample(
-            model.stages["face"],
-            fine_example,
-            steps,
-            generator,
-            where,
-            temperature,
-            f"face stage{which}",
-            on_progress,
-        )
-        maps.append(Maps(low[0], fine[0], np.maximum(low[1], 0.1), np.maximum(fine[1], 0.1)))
+        run = _Run(steps, generator, where, temperature, f" {number + 1}/{samples}" if samples > 1 else "", on_progress)
+        distance, tissue = run.sample(coarse, first, "coarse stage")
+        finer = np.where(face_known, face_distance, upsampled(distance, coarse_grid, face_grid))
+        finer_tissue = upsampled(tissue, coarse_grid, face_grid, order=1)
+        second = face.stage.example(finer, finer_tissue, face_image, face_missing, face_known)
+        fine_distance, fine_tissue = run.sample(face, second, "face stage")
+        maps.append(Maps(distance, fine_distance, np.maximum(tissue, 0.1), np.maximum(fine_tissue, 0.1)))
     return maps
 
 
-def task_fine_known(task: _Task) -> np.ndarray:
-    """Where the 2 mm signed distance of the defaced head is that of the whole head, on the template's grid."""
-    from .linear import reliable
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """How one face is sampled: the same for both stages."""
 
-    head = task.head
-    return reliable(head.distance, head.removed | ~head.inside, task.template.spacing)
+    steps: int
+    generator: torch.Generator
+    device: torch.device
+    temperature: float
+    which: str
+    on_progress: OnProgress | None
 
+    def sample(self, loaded: LoadedStage, example: Example, name: str) -> np.ndarray:
+        """Signed distance and intensity, (2, X, Y, Z) float32."""
+        denoiser, example = loaded.denoiser.to(self.device), example.to(self.device)
+        shape = (1, loaded.stage.network.image_channels, *example.condition.shape[2:])
+        noise = self.temperature * torch.randn(shape, generator=self.generator)
+        log_snrs = sampling_grid(self.steps, loaded.log_snr_max, loaded.log_snr_min)
 
-def _sample(
-    loaded: LoadedStage, example: Example, steps, generator, where, temperature, name, on_progress
-) -> np.ndarray:
-    """One sample of one stage: signed distance and intensity, (2, X, Y, Z) float32."""
-    denoiser = loaded.denoiser.to(where)
-    channels = loaded.stage.network.image_channels
-    shape = (1, channels, *example.condition.shape[2:])
-    noise = temperature * torch.randn(shape, generator=generator)
-    condition = example.condition.to(where)
-    moved = Example(example.base.to(where), example.known.to(where), condition)
-    log_snrs = sampling_grid(steps, loaded.log_snr_max, loaded.log_snr_min)
+        def denoise(x: torch.Tensor, log_snr: float) -> torch.Tensor:
+            with half_precision(self.device):
+                return denoiser(x, example.condition, log_snr).float()
 
-    def on_step(step: int, of: int, x0: torch.Tensor) -> None:
-        report(on_progress, name, step, of)
+        def on_step(step: int, of: int, x0: torch.Tensor) -> None:
+            report(self.on_progress, name + self.which, step, of)
 
-    report(on_progress, name, 0, steps)
-    x0 = dpm_solver_pp_2m(
-        denoiser.conditioned(condition),
-        noise.to(where),
-        log_snrs,
-        project=loaded.stage.project(moved),
-        on_step=on_step,
-    )
-    return loaded.stage.result(moved, x0)[0].float().cpu().numpy()
+        report(self.on_progress, name + self.which, 0, self.steps)
+        project = loaded.stage.project(example)
+        x0 = dpm_solver_pp_2m(denoise, noise.to(self.device), log_snrs, project=project, on_step=on_step)
+        return loaded.stage.result(example, x0)[0].float().cpu().numpy()

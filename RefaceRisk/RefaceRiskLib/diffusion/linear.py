@@ -1,9 +1,10 @@
-"""The linear model: the removed part of a face's signed-distance map, by ridge regression on the part that is left.
+"""The linear model: the removed part of a face's signed-distance map, by ridge regression on what is left of the head.
 
-A head's skin is a vector of signed distances (mm, negative inside, clipped) at the voxels of a shell around the average
-skin, on the 4 mm grid of template space. Its distribution over heads is modelled as a low-rank Gaussian (probabilistic
-PCA, Tipping & Bishop 1999): x = mean + modes z + noise. Conditioning that Gaussian on the voxels that a defacer left is
-exactly ridge regression of the removed voxels on the known ones, and one fitted model serves every mask. No torch.
+A head is a vector of signed distances to its skin (mm, negative inside, clipped) at the voxels of a shell around the
+average skin, and of locally normalised tissue intensities around the face, on the 4 mm grid of template space. Its
+distribution over heads is modelled as a low-rank Gaussian (probabilistic PCA, Tipping & Bishop 1999): x = mean + modes
+z + noise. Conditioning that Gaussian on the voxels that a defacer left is exactly ridge regression of the removed
+voxels on the known ones, and one fitted model serves every mask. No torch.
 """
 
 from __future__ import annotations
@@ -23,63 +24,102 @@ LIMIT_MM = 12.0
 # Known voxels are trusted less the farther they lie from the hole (half at this distance): heads differ in more ways
 # than a few dozen examples can teach, and the rim says most about what it borders on.
 REACH_MM = 15.0
+# Weight of a normalised intensity (unit variance) against a squared millimetre; chosen by leaving heads out.
+TISSUE_WEIGHT = 100.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is left of a head, (X, Y, Z) arrays at 4 mm.
+
+    distance : mm, right where ``known`` (bool). hole : bool, what the defacer took; None trusts all voxels alike.
+    image : brain units, right where ``visible`` (bool); None leaves tissue out.
+    """
+
+    distance: np.ndarray
+    known: np.ndarray
+    hole: np.ndarray | None = None
+    image: np.ndarray | None = None
+    visible: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LinearFace:
-    """Low-rank Gaussian over signed-distance maps.
+    """Low-rank Gaussian over signed distances and tissue.
 
-    mean : (X, Y, Z) float32, mm. shell : (X, Y, Z) bool, voxels that vary. modes : (K, N) float32, N = shell.sum(),
-    scaled by their standard deviation (mm). ridge : noise variance (mm^2) of a known voxel at the rim of the hole.
-    spacing : mm.
+    mean : (X, Y, Z) float32, mm. shell : (X, Y, Z) bool, voxels that vary. modes : (K, N) float32, N = shell.sum(), one
+    standard deviation each, mm. ridge : noise variance (mm^2) of a known voxel at the rim of the hole.
+    tissue_mean, tissue_modes : (M,) and (K, M), the same for normalised intensity in ``near`` (X, Y, Z) bool.
     """
 
     mean: np.ndarray
     shell: np.ndarray
     modes: np.ndarray
     ridge: float
+    near: np.ndarray
+    tissue_mean: np.ndarray
+    tissue_modes: np.ndarray
     spacing: float = 4.0
 
     @classmethod
-    def fit(cls, maps: np.ndarray, modes: int, ridge: float, weights: np.ndarray | None = None) -> LinearFace:
-        """Fit to maps (M, X, Y, Z), mm, clipped to +-LIMIT_MM. ``weights`` (M,) count heads more or less."""
+    def fit(
+        cls, maps: np.ndarray, ridge: float, images: np.ndarray | None = None, near: np.ndarray | None = None
+    ) -> LinearFace:
+        """Fit to maps (H, X, Y, Z) of H heads, mm, and their images (H, X, Y, Z) in the region ``near``."""
         maps = np.clip(maps, -LIMIT_MM, LIMIT_MM)
-        weights = np.ones(len(maps)) if weights is None else np.asarray(weights, float)
-        weights = weights / weights.sum()
-        mean = np.tensordot(weights, maps, axes=1).astype(np.float32)
-        spread = np.sqrt(np.tensordot(weights, (maps - mean) ** 2, axes=1))
-        shell = spread > 0.05
-        centred = (maps[:, shell] - mean[shell]) * np.sqrt(weights)[:, None]
+        near = np.zeros(maps.shape[1:], bool) if images is None else near
+        tissue = np.zeros((len(maps), 0)) if images is None else np.stack([normalised(i)[near] for i in images])
+        mean, tissue_mean = maps.mean(axis=0), tissue.mean(axis=0)
+        shell = maps.std(axis=0) > 0.05
+        distances = (maps[:, shell] - mean[shell]) / np.sqrt(len(maps))
+        tissue = (tissue - tissue_mean) / np.sqrt(len(maps))
         # Few heads, many voxels: the eigenvectors of the small Gram matrix give the modes.
-        values, vectors = np.linalg.eigh(centred @ centred.T)
-        keep = np.argsort(values)[::-1][:modes]
-        keep = keep[values[keep] > 1e-6 * values.max()]
-        return cls(mean, shell, (vectors[:, keep].T @ centred).astype(np.float32), float(ridge))
+        values, vectors = np.linalg.eigh(distances @ distances.T + TISSUE_WEIGHT * tissue @ tissue.T)
+        turn = vectors[:, values > 1e-6 * values.max()].T
+        modes, tissue_modes = (turn @ part for part in (distances, tissue))
+        arrays = (mean, shell, modes, ridge, near, tissue_mean, tissue_modes)
+        return cls(*(a.astype(np.float32) if getattr(a, "dtype", None) == np.float64 else a for a in arrays))
 
-    def predict(self, distance: np.ndarray, known: np.ndarray, removed: np.ndarray | None = None) -> np.ndarray:
-        """Conditional mean of the whole map, (X, Y, Z) float32 mm, given ``distance`` where ``known``.
+    def predict(self, seen: Seen) -> np.ndarray:
+        """Conditional mean of the whole map, (X, Y, Z) float32 mm, given what was ``seen``.
 
-        ``removed`` (X, Y, Z) bool, the hole: known voxels near it count most; all count alike without it.
         It is smooth across the border of what is known and does not repeat the known values exactly; see
         :func:`anchored` for that.
         """
         full = self.mean.copy()
-        full[self.shell] += self.coefficients(distance, known, removed) @ self.modes
-        return full.astype(np.float32)
+        full[self.shell] += self.coefficients(seen).astype(np.float32) @ self.modes
+        return full
 
-    def coefficients(self, distance: np.ndarray, known: np.ndarray, removed: np.ndarray | None) -> np.ndarray:
-        """Conditional mean of z (K,), given the known voxels."""
-        distance = np.clip(distance, -LIMIT_MM, LIMIT_MM)
-        seen = known[self.shell]
-        trust = np.ones(int(seen.sum()))
-        if removed is not None and removed.any():
-            away = ndimage.distance_transform_edt(~removed)[self.shell][seen] * self.spacing
-            trust = 1 / (1 + (away / REACH_MM) ** 2)
-        design = self.modes[:, seen]
-        observed = distance[self.shell][seen] - self.mean[self.shell][seen]
-        weighted = design * trust.astype(np.float32)
-        normal = (weighted @ design.T).astype(np.float64) + self.ridge * np.eye(len(design))
-        return np.linalg.solve(normal, (weighted @ observed).astype(np.float64))
+    def coefficients(self, seen: Seen) -> np.ndarray:
+        """Conditional mean of z (K,), given what was seen."""
+        if seen.hole is None or not seen.hole.any():
+            trust = np.ones(seen.known.shape, np.float32)
+        else:
+            away = ndimage.distance_transform_edt(~seen.hole) * self.spacing
+            trust = (1 / (1 + (away / REACH_MM) ** 2)).astype(np.float32)
+        known = seen.known[self.shell]
+        observed = np.clip(seen.distance, -LIMIT_MM, LIMIT_MM)[self.shell][known] - self.mean[self.shell][known]
+        blocks = [(self.modes[:, known], trust[self.shell][known], observed)]
+        if seen.image is not None:
+            visible = seen.visible[self.near]
+            tissue = normalised(np.where(seen.visible, seen.image, 0))[self.near][visible] - self.tissue_mean[visible]
+            blocks.append((self.tissue_modes[:, visible], TISSUE_WEIGHT * trust[self.near][visible], tissue))
+        normal, right = self.ridge * np.eye(len(self.modes)), np.zeros(len(self.modes))
+        for design, weight, values in blocks:
+            weighted = design * weight
+            normal += weighted @ design.T
+            right += weighted @ values
+        return np.linalg.solve(normal, right)
+
+
+def normalised(image: np.ndarray, sigma: float = 2.5) -> np.ndarray:
+    """Tissue relative to its surroundings (local mean 0, deviation about 1; sigma in voxels), 0 in air and in holes."""
+    image = np.clip(image, 0, 1.5).astype(np.float32)
+    solid = (image > 0.02).astype(np.float32)
+    total = ndimage.gaussian_filter(solid, sigma) + 1e-3
+    mean = ndimage.gaussian_filter(image * solid, sigma) / total
+    variance = np.maximum(ndimage.gaussian_filter(image * image * solid, sigma) / total - mean**2, 0)
+    return np.clip((image - mean) / (np.sqrt(variance) + 0.08), -2.5, 2.5) * solid
 
 
 def reliable(distance: np.ndarray, removed: np.ndarray, spacing: float, limit: float = LIMIT_MM) -> np.ndarray:
@@ -92,6 +132,20 @@ def reliable(distance: np.ndarray, removed: np.ndarray, spacing: float, limit: f
         return np.ones(removed.shape, bool)
     to_removed = ndimage.distance_transform_edt(~removed) * spacing - spacing / 2
     return np.minimum(np.abs(distance), limit) < to_removed
+
+
+def reliable_when_defaced(distance: np.ndarray, missing: np.ndarray, spacing: float) -> np.ndarray:
+    """:func:`reliable` for a distance measured on a defaced head, (X, Y, Z) bool.
+
+    Cutting the face opens nose and mouth: air that reaches the outside only through the hole was inside the closed
+    skin of the whole head, so it counts as missing too.
+    """
+    air, count = ndimage.label((distance > 0) & ~missing)
+    if count > 1:
+        sizes = np.bincount(air.ravel())
+        sizes[0] = 0
+        missing = missing | ((air > 0) & (air != sizes.argmax()))
+    return reliable(distance, missing, spacing)
 
 
 def anchored(
@@ -111,26 +165,18 @@ def anchored(
 def save_linear(model: LinearFace, folder: Path, **record) -> None:
     """Write ``modes.npz`` (modes as int8 with one scale each) and ``config.json`` with its sha256."""
     folder.mkdir(parents=True, exist_ok=True)
-    scale = np.abs(model.modes).max(axis=1) / 127
+    arrays = {"mean": np.rint(model.mean * 1000).astype(np.int16), "tissue_mean": model.tissue_mean.astype(np.float16)}
+    arrays |= {"shell": np.packbits(model.shell), "near": np.packbits(model.near)}
+    for name in ("modes", "tissue_modes"):
+        modes = getattr(model, name)
+        scale = np.maximum(np.abs(modes).max(axis=1, initial=0), 1e-12) / 127
+        arrays |= {name: np.rint(modes / scale[:, None]).astype(np.int8), f"{name}_scale": scale.astype(np.float32)}
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        mean=np.rint(model.mean * 1000).astype(np.int16),
-        shell=np.packbits(model.shell),
-        modes=np.rint(model.modes / scale[:, None]).astype(np.int8),
-        scale=scale.astype(np.float32),
-    )
+    np.savez_compressed(buffer, **arrays)
     content = buffer.getvalue()
-    config = {
-        "ridge": model.ridge,
-        "shape": list(model.shell.shape),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        **record,
-    }
-    for name, data in (
-        ("modes.npz", content),
-        ("config.json", (json.dumps(config, indent=1) + "\n").encode()),
-    ):
+    config = {"ridge": float(model.ridge), "shape": list(model.shell.shape), **record}
+    config["sha256"] = hashlib.sha256(content).hexdigest()
+    for name, data in (("modes.npz", content), ("config.json", (json.dumps(config, indent=1) + "\n").encode())):
         temporary = folder / f".{name}.tmp"
         temporary.write_bytes(data)
         temporary.replace(folder / name)
@@ -146,9 +192,14 @@ def load_linear(folder: Path) -> tuple[LinearFace, str]:
     digest = hashlib.sha256(content).hexdigest()
     if digest != config.get("sha256"):
         raise RefaceRiskError("modes.npz is damaged or was exchanged", "install the model again", folder / "modes.npz")
+    shape = tuple(config["shape"])
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        shape = tuple(config["shape"])
-        shell = np.unpackbits(arrays["shell"], count=int(np.prod(shape))).astype(bool).reshape(shape)
-        modes = arrays["modes"].astype(np.float32) * arrays["scale"][:, None]
-        mean = arrays["mean"].astype(np.float32) / 1000
-    return LinearFace(mean, shell, modes, float(config["ridge"])), digest
+        shell, near = (
+            np.unpackbits(arrays[name], count=int(np.prod(shape))).astype(bool).reshape(shape)
+            for name in ("shell", "near")
+        )
+        modes, tissue_modes = (
+            arrays[name].astype(np.float32) * arrays[f"{name}_scale"][:, None] for name in ("modes", "tissue_modes")
+        )
+        mean, tissue_mean = arrays["mean"].astype(np.float32) / 1000, arrays["tissue_mean"].astype(np.float32)
+    return LinearFace(mean, shell, modes, float(config["ridge"]), near, tissue_mean, tissue_modes), digest

@@ -7,6 +7,7 @@ brain, skin as signed distance. Only what a defacer left is read; the registrati
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -15,7 +16,7 @@ from ..registration import Registration, pull
 from ..surface.extract import extract_skin, signed_distance_grid, skin_level
 from ..template import Grid, Template
 from ..volumes import Volume, resample
-from .linear import LIMIT_MM, reliable
+from .linear import LIMIT_MM, reliable_when_defaced
 
 COARSE_MM, FACE_MM = 4.0, 2.0
 FACE_SHAPE = (80, 64, 96)
@@ -69,13 +70,13 @@ class CanonicalHead:
     level: float
     registration: Registration
 
-    @property
+    @cached_property
     def known(self) -> np.ndarray:
         """Where ``distance`` is that of the whole head, on the 4 mm grid."""
         missing = (halved((self.removed | ~self.inside).astype(np.float32))) > 0
-        return reliable(self.coarse_distance, missing, COARSE_MM)
+        return reliable_when_defaced(self.coarse_distance, missing, COARSE_MM)
 
-    @property
+    @cached_property
     def coarse_distance(self) -> np.ndarray:
         return halved(self.distance)
 

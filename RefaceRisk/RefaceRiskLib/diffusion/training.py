@@ -20,7 +20,7 @@ from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..template import load_template
 from .dataset import MaskDrawer, PreparedHead, fit_linear, folds, load_prepared, prepare, warped
-from .linear import anchored, reliable, save_linear
+from .linear import Seen, anchored, reliable, save_linear
 from .space import COARSE_MM, FACE_MM, coarse_grid, face_grid, halved, upsampled
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ class ExampleMaker:
     def _coarse(self, number: int, rng: np.random.Generator) -> Example:
         image, distance, inside = warped(self.heads[number], self.grid.shape, (0, 0, 0), COARSE_MM, rng)
         removed = self.masks.draw(rng)
-        known = reliable(distance, removed | ~inside, COARSE_MM)
-        start = anchored(self.linear[number].predict(distance, known, removed), distance, known, COARSE_MM)
-        removed |= ~inside
-        return self.stage.example(start, self.average, image * ~removed, removed, known, (distance, image))
+        missing = removed | ~inside
+        known = reliable(distance, missing, COARSE_MM)
+        seen = Seen(distance, known, removed, image, ~missing)
+        start = anchored(self.linear[number].predict(seen), distance, known, COARSE_MM)
+        return self.stage.example(start, self.average, image * ~missing, missing, known, (distance, image))
 
     def _face(self, number: int, rng: np.random.Generator) -> Example:
         image, distance, inside = warped(self.heads[number], self.grid.shape, self.first, FACE_MM, rng, 1.5)
