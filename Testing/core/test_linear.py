@@ -7,7 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from RefaceRiskLib.diffusion.linear import LIMIT_MM, LinearFace, anchored, load_linear, reliable, save_linear
+from RefaceRiskLib.diffusion.linear import (
+    LIMIT_MM,
+    LinearFace,
+    Seen,
+    anchored,
+    load_linear,
+    reliable,
+    reliable_when_defaced,
+    save_linear,
+)
 from RefaceRiskLib.errors import RefaceRiskError
 
 SHAPE = (6, 5, 4)
@@ -21,7 +30,7 @@ def random_maps(count: int, rank: int = 3, seed: int = 0) -> np.ndarray:
 
 def test_prediction_is_the_conditional_mean_of_the_gaussian():
     maps = random_maps(30)
-    model = LinearFace.fit(maps, modes=3, ridge=0.3)
+    model = LinearFace.fit(maps, ridge=0.3)
     known = np.random.default_rng(1).random(SHAPE) < 0.6
     head = random_maps(1, seed=2)[0]
     head = np.where(known, head, 99.0)
@@ -33,11 +42,11 @@ def test_prediction_is_the_conditional_mean_of_the_gaussian():
     mean = flat.mean(0)
     change = np.linalg.solve(within, head.ravel()[seen] - mean[seen])
     expected = mean[hidden] + covariance[np.ix_(hidden, seen)] @ change
-    np.testing.assert_allclose(model.predict(head, known).ravel()[hidden], expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(model.predict(Seen(head, known)).ravel()[hidden], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_head_of_the_family_is_completed_exactly_without_noise():
-    model = LinearFace.fit(random_maps(30), modes=3, ridge=1e-8)
+    model = LinearFace.fit(random_maps(30), ridge=1e-8)
     truth = random_maps(31)[30]
     known = np.zeros(SHAPE, bool)
     known[:3] = True
@@ -45,19 +54,38 @@ def test_a_head_of_the_family_is_completed_exactly_without_noise():
     z = np.array([0.5, -1.0, 0.7])
     truth = model.mean.copy()
     truth[model.shell] += z @ model.modes
-    assert np.abs(model.predict(np.where(known, truth, 0), known) - truth).max() < 1e-3
+    assert np.abs(model.predict(Seen(np.where(known, truth, 0), known)) - truth).max() < 1e-3
 
 
-def test_known_voxels_are_kept():
-    model = LinearFace.fit(random_maps(20), modes=3, ridge=1.0)
-    head = random_maps(1, seed=5)[0]
-    known = np.random.default_rng(3).random(SHAPE) < 0.5
-    np.testing.assert_array_equal(model.predict(head, known)[known], head[known].astype(np.float32))
+def test_tissue_helps_where_no_skin_is_known():
+    rng = np.random.default_rng(0)
+    shape = (12, 12, 12)
+    traits = rng.standard_normal(40)
+    pattern, texture = rng.standard_normal((2, *shape))
+    maps = traits[:, None, None, None] * pattern
+    images = 0.7 + 0.05 * traits[:, None, None, None] * texture
+    model = LinearFace.fit(maps[1:], 1.0, images[1:], np.ones(shape, bool))
+    nothing, everything = np.zeros(shape, bool), np.ones(shape, bool)
+    blind = model.predict(Seen(maps[0], nothing))
+    sighted = model.predict(Seen(maps[0], nothing, image=images[0], visible=everything))
+    assert np.abs(sighted - maps[0]).mean() < 0.5 * np.abs(blind - maps[0]).mean()
+
+
+def test_air_that_the_cut_has_opened_is_not_taken_for_known():
+    distance = np.full((30, 20, 20), -5.0)
+    distance[:5] = 5.0
+    distance[12:16, 8:12, 8:12] = 2.0
+    removed = np.zeros(distance.shape, bool)
+    removed[5:12] = True
+    assert reliable(distance, removed, 1.0)[14, 10, 10]
+    known = reliable_when_defaced(distance, removed, 1.0)
+    assert not known[12:16, 8:12, 8:12].any()
+    assert known[25, 10, 10]
 
 
 def test_nothing_known_gives_the_mean():
-    model = LinearFace.fit(random_maps(20), modes=3, ridge=1.0)
-    np.testing.assert_allclose(model.predict(np.zeros(SHAPE), np.zeros(SHAPE, bool)), model.mean, atol=1e-6)
+    model = LinearFace.fit(random_maps(20), ridge=1.0)
+    np.testing.assert_allclose(model.predict(Seen(np.zeros(SHAPE), np.zeros(SHAPE, bool))), model.mean, atol=1e-6)
 
 
 def test_distances_are_reliable_only_where_their_ball_holds_no_removed_voxel():
@@ -82,7 +110,7 @@ def test_anchoring_removes_the_step_and_keeps_the_far_end():
 
 
 def test_a_saved_model_comes_back_to_its_rounding(tmp_path):
-    model = LinearFace.fit(random_maps(20), modes=3, ridge=2.0)
+    model = LinearFace.fit(random_maps(20), ridge=2.0)
     save_linear(model, tmp_path)
     loaded, digest = load_linear(tmp_path)
     assert len(digest) == 64
@@ -91,7 +119,7 @@ def test_a_saved_model_comes_back_to_its_rounding(tmp_path):
 
 
 def test_a_changed_file_is_refused(tmp_path):
-    save_linear(LinearFace.fit(random_maps(20), modes=3, ridge=2.0), tmp_path)
+    save_linear(LinearFace.fit(random_maps(20), ridge=2.0), tmp_path)
     path = tmp_path / "modes.npz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(RefaceRiskError, match="damaged"):
@@ -106,6 +134,6 @@ def test_a_missing_model_is_one_clear_line(tmp_path):
 
 
 def test_the_config_is_plain_json(tmp_path):
-    save_linear(LinearFace.fit(random_maps(20), modes=3, ridge=2.0), tmp_path, heads=20)
+    save_linear(LinearFace.fit(random_maps(20), ridge=2.0), tmp_path, heads=20)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["heads"] == 20

@@ -7,6 +7,8 @@ other side of the seam.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
@@ -25,27 +27,44 @@ def average_face(head: Head, margin_mm: float = 8.0) -> np.ndarray:
     return mri_deface(head, margin_mm) | pydeface(head, margin_mm)
 
 
+@dataclass(frozen=True, eq=False)
+class FittedAverage:
+    """The average head bent to what is left of a head, arrays on the template's grid, aligned by the affine alone.
+
+    distance : mm to its skin. tissue : intensities as in ``Template.tissue``. known : bool, what the fit could see.
+    """
+
+    distance: np.ndarray
+    tissue: np.ndarray
+    known: np.ndarray
+
+
+def fit_average(head: Volume, removed: np.ndarray, registration: Registration, template: Template) -> FittedAverage:
+    """Deform the average head so that it matches the voxels outside ``removed``, continued smoothly into the hole."""
+    image, affine = working_image(head, template.spacing)
+    grid = (Registration(registration.matrix), template.shape, template.affine)
+    gone = pull(removed.astype(np.float32), head.affine, *grid) > 0.01
+    inside = pull(np.ones(head.shape, np.float32), head.affine, *grid) > 0.5
+    # Two voxels around the hole would compare the cut with the average skin.
+    known = inside & ~ndimage.binary_dilation(gone, iterations=2)
+    displacement = deform(image, affine, template, registration.matrix, known.astype(np.float32))
+    warped = Registration(registration.matrix, displacement)
+    distance = bent(template.skin_distance, template.affine, warped, cval=40.0)
+    return FittedAverage(distance, bent(template.tissue, template.affine, warped), known)
+
+
 def replace_face(head: Volume, removed: np.ndarray, registration: Registration, template: Template) -> Volume:
     """Draw the average face into the removed voxels. Voxels outside ``removed`` stay bit for bit.
 
-    ``registration`` is that of the head with the template; its affine is kept and a deformation is added that only the
-    voxels outside ``removed`` drive.
+    ``registration`` is that of the head with the template; its affine is kept and a deformation is added that only
+    the voxels outside ``removed`` drive.
     """
-    image, affine = working_image(head, template.spacing)
-    matrix = registration.matrix
-    affine_only = Registration(matrix)
-    gone = pull(removed.astype(np.float32), head.affine, affine_only, template.shape, template.affine) > 0.01
-    inside = pull(np.ones(head.shape, np.float32), head.affine, affine_only, template.shape, template.affine) > 0.5
-    # Two voxels around the hole would compare the cut with the average skin.
-    known = inside & ~ndimage.binary_dilation(gone, iterations=2)
-    displacement = deform(image, affine, template, matrix, known.astype(np.float32))
-    warped = Registration(matrix, displacement)
-    grid = Grid(template.shape, template.affine)
-    distance = bent(template.skin_distance, template.affine, warped, cval=40.0)
+    fitted = fit_average(head, removed, registration, template)
+    affine_only, grid = Registration(registration.matrix), Grid(template.shape, template.affine)
     level = skin_level(head)
-    seen = pull(head.intensities, head.affine, affine_only, template.shape, template.affine)
-    tissue = matched_tissue(bent(template.tissue, template.affine, warped), seen, known, level)
-    return draw_face(head, removed, affine_only, template, [(distance, grid)], [(tissue, grid)], level)
+    visible = pull(head.intensities, head.affine, affine_only, template.shape, template.affine)
+    tissue = matched_tissue(fitted.tissue, visible, fitted.known, level)
+    return draw_face(head, removed, affine_only, template, [(fitted.distance, grid)], [(tissue, grid)], level)
 
 
 def matched_tissue(

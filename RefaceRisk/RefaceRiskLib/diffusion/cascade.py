@@ -8,26 +8,27 @@ the result into the head's own voxels. torch is imported only when a diffusion m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from ..defacing.average_face import matched_tissue, replace_face
+from ..defacing.average_face import fit_average, matched_tissue, replace_face
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from ..registration import Registration, carry, deformed_beside_face, register, to_template
+from ..registration import Registration, carry, deformed_beside_face, pull, register, to_template
 from ..resources import model_folder
 from ..surface.draw import draw_face, sample_finest
 from ..template import Grid, Template, load_template
 from ..volumes import Volume, check_head
-from .linear import LinearFace, Seen, anchored, load_linear
+from .linear import LIMIT_MM, LinearFace, Seen, anchored, load_linear, reliable_when_defaced
 from .space import CanonicalHead, canonical, coarse_grid, face_grid, halved, upsampled
 
 BUILT_IN = ("reference", "linear", "average")
-DEFAULT_STEPS = 12
-# Where the fine box meets the coarse map, the first fades into the second over this many millimetres.
-FACE_SIGMA_MM = 4.0
+DEFAULT_STEPS = 8
+# A completed face is bent onto the known skin over this distance from the seam.
+SEAM_MM = 14.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +95,9 @@ class Refacer:
         ----------
         removed : (I, J, K) bool; estimated from the image when None.
         samples : faces to draw; with more than one, ``volume`` is their mean. steps : network calls a stage.
-        temperature : strength of the noise that sampling starts from. 0, the default for one sample, gives the most
-            likely face; 1, the default for several, draws from the distribution.
+        temperature : 0, the default for one sample, gives the expected face: the mean of the model's distribution,
+            by one denoising step from each of ``steps`` noises. 1, the default for several, draws faces from the
+            distribution with DPM-Solver++(2M); values between weaken the noise that sampling starts from.
         registration : of this defaced head with the template, if already known.
 
         Returns a :class:`Refaced`; voxels outside ``removed`` stay bit for bit.
@@ -173,7 +175,15 @@ class _Task:
         hole = halved(head.removed.astype(np.float32)) > 0
         visible = ~hole & (halved(head.inside.astype(np.float32)) > 0.9)
         seen = Seen(distance, known, hole, halved(head.image), visible)
-        start = anchored(model.linear.predict(seen), distance, known, coarse_grid(template).spacing)
+        spacing = coarse_grid(template).spacing
+        start = anchored(model.linear.predict(seen), distance, known, spacing)
+        if model.stages:
+            # Ridge and fitted average err in different ways: their mean is the better place to start from.
+            fitted = fit_average(defaced, removed, registration, template)
+            bend = Registration(np.eye(4), registration.displacement)
+            average = pull(fitted.distance, template.affine, bend, template.shape, template.affine, cval=LIMIT_MM)
+            average = np.clip(halved(average), -LIMIT_MM, LIMIT_MM)
+            start = anchored((start + average) / 2, distance, known, spacing)
         return cls(defaced, removed, registration, template, head, start, known)
 
     @property
@@ -189,7 +199,18 @@ class _Task:
     def linear_maps(self) -> Maps:
         coarse, fine = self.grids
         tissue = self.tissue()
-        return Maps(self.start, upsampled(self.start, coarse, fine), halved(tissue), self.on_face(tissue))
+        face = self.anchored_face(upsampled(self.start, coarse, fine))
+        return Maps(self.start, face, halved(tissue), self.on_face(tissue))
+
+    @cached_property
+    def face_known(self) -> np.ndarray:
+        """Where the 2 mm distance of the defaced head is that of the whole head, in the face box."""
+        missing = self.head.removed | ~self.head.inside
+        return self.on_face(reliable_when_defaced(self.head.distance, missing, self.template.spacing))
+
+    def anchored_face(self, distance: np.ndarray) -> np.ndarray:
+        """A distance map of the face box bent onto the known skin around the hole."""
+        return anchored(distance, self.on_face(self.head.distance), self.face_known, self.template.spacing, SEAM_MM)
 
     def on_face(self, array: np.ndarray) -> np.ndarray:
         """The face box of an array on the template's grid."""

@@ -11,9 +11,8 @@ import torch
 
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from .linear import reliable_when_defaced
 from .network import Denoiser, build_network, half_precision
-from .sampler import dpm_solver_pp_2m
+from .sampler import dpm_solver_pp_2m, expected
 from .schedule import sampling_grid
 from .space import halved, upsampled
 from .stages import STAGES, CoarseStage, Example, FaceStage
@@ -84,7 +83,7 @@ def sample_cascade(
         task.start, halved(task.tissue()), halved(head.image) * ~missing_coarse, missing_coarse, task.known
     )
     face_image, face_missing, face_distance = (task.on_face(a) for a in (head.image, missing, head.distance))
-    face_known = task.on_face(reliable_when_defaced(head.distance, missing, task.template.spacing))
+    face_known = task.face_known
     maps = []
     for number in range(samples):
         generator = torch.Generator().manual_seed(seed * 1009 + number)
@@ -94,6 +93,7 @@ def sample_cascade(
         finer_tissue = upsampled(tissue, coarse_grid, face_grid, order=1)
         second = face.stage.example(finer, finer_tissue, face_image, face_missing, face_known)
         fine_distance, fine_tissue = run.sample(face, second, "face stage")
+        fine_distance = task.anchored_face(fine_distance)
         maps.append(Maps(distance, fine_distance, np.maximum(tissue, 0.1), np.maximum(fine_tissue, 0.1)))
     return maps
 
@@ -113,8 +113,6 @@ class _Run:
         """Signed distance and intensity, (2, X, Y, Z) float32."""
         denoiser, example = loaded.denoiser.to(self.device), example.to(self.device)
         shape = (1, loaded.stage.network.image_channels, *example.condition.shape[2:])
-        noise = self.temperature * torch.randn(shape, generator=self.generator)
-        log_snrs = sampling_grid(self.steps, loaded.log_snr_max, loaded.log_snr_min)
 
         def denoise(x: torch.Tensor, log_snr: float) -> torch.Tensor:
             with half_precision(self.device):
@@ -125,5 +123,13 @@ class _Run:
 
         report(self.on_progress, name + self.which, 0, self.steps)
         project = loaded.stage.project(example)
-        x0 = dpm_solver_pp_2m(denoise, noise.to(self.device), log_snrs, project=project, on_step=on_step)
+
+        def noise() -> torch.Tensor:
+            return torch.randn(shape, generator=self.generator).to(self.device)
+
+        if self.temperature == 0:
+            x0 = expected(denoise, noise, loaded.log_snr_min, self.steps, project=project, on_step=on_step)
+        else:
+            log_snrs = sampling_grid(self.steps, loaded.log_snr_max, loaded.log_snr_min)
+            x0 = dpm_solver_pp_2m(denoise, self.temperature * noise(), log_snrs, project=project, on_step=on_step)
         return loaded.stage.result(example, x0)[0].float().cpu().numpy()

@@ -78,6 +78,26 @@ def ddim(
     return estimate(x, len(grid) - 1)
 
 
+@torch.no_grad()
+def expected(
+    denoise: Denoise, noise: Callable[[], torch.Tensor], log_snr: float, draws: int, *, project=None, on_step=None
+) -> torch.Tensor:
+    """The mean of the distribution instead of a draw from it: at the highest noise the estimate of the clean image is
+    its expectation given the condition alone. Averaged over ``draws`` noises, because what is left of ``x`` there
+    still moves an imperfect network. ``noise()`` gives unit white noise of the image's shape.
+    """
+    total = None
+    for step in range(draws):
+        x0 = denoise(noise(), log_snr)
+        total = x0 if total is None else total + x0
+        mean = total / (step + 1)
+        if project is not None:
+            mean = project(mean, log_snr)
+        if on_step is not None:
+            on_step(step + 1, draws, mean)
+    return mean
+
+
 SAMPLERS = {"dpm_solver_pp_2m": dpm_solver_pp_2m, "ddim": ddim}
 
 
