@@ -42,7 +42,7 @@ lint: $(READY) ## ruff
 	"$(IN)/ruff" check .
 
 bench: $(READY) ## the benchmarks behind the numbers that we publish
-	@for script in Testing/benchmarks/*.py; do \
+	@for script in Testing/benchmarks/bench_*.py; do \
 		echo "== $$script"; "$(IN)/python" "$$script" $(ARGS) || exit 1; done
 
 template: $(READY) ## build the average head again; COHORT=folder of heads, LABELS=folder of label heads

@@ -1,6 +1,6 @@
 """Every defacer on every head: brain voxels touched, voxels changed outside the mask, face surface removed, verdict.
 
-    python Testing/benchmarks/bench_defacing.py HEAD_OR_FOLDER... [--methods mri_deface pydeface]
+    python Testing/benchmarks/bench_defacing.py [HEAD_OR_FOLDER...] [--methods mri_deface pydeface]
 
 Label heads (``training_seg_NN.nii.gz``) are turned into synthetic T1w images at 2 mm; their labels give the true brain.
 For other heads the brain is the carried mask.
@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import heads
 import numpy as np
 
 from RefaceRiskLib.defacing import METHODS, deface, prepare
@@ -40,10 +41,11 @@ def changed_outside(head: Volume, result: Volume, removed: np.ndarray) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("heads", type=Path, nargs="+")
+    parser.add_argument("heads", type=Path, nargs="*")
     parser.add_argument("--methods", nargs="+", default=["mri_deface", "pydeface"], choices=sorted(METHODS))
     options = parser.parse_args()
-    paths = [p for given in options.heads for p in (sorted(given.glob("*.nii.gz")) if given.is_dir() else [given])]
+    given_heads = options.heads or [heads.folder("cohort_ixi_2mm"), heads.folder("label_heads_1mm")]
+    paths = [p for given in given_heads for p in (sorted(given.glob("*.nii.gz")) if given.is_dir() else [given])]
     print(f"{'head':28s} {'method':13s} brain_touched  changed_outside  face_removed  verdict")
     touched = changed = 0
     verdicts: dict[str, list[str]] = {method: [] for method in options.methods}

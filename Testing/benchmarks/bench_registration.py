@@ -1,6 +1,6 @@
 """Registration: a known affine recovered, and every head of a cohort registered in several orientations.
 
-    python Testing/benchmarks/bench_registration.py --cohort DIR [--subjects N]
+    python Testing/benchmarks/bench_registration.py [--cohort DIR] [--subjects N]
 
 Prints the mean and largest error over the head (mm) and CPU seconds of the known affine, then the share of volumes
 whose registration is ``ok``: each head as it is and in six random orientations (axes permuted and mirrored together
@@ -13,6 +13,7 @@ import argparse
 import time
 from pathlib import Path
 
+import heads
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -70,11 +71,12 @@ def turned(head: Volume, rng: np.random.Generator) -> tuple[Volume, np.ndarray]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cohort", type=Path, required=True)
+    parser.add_argument("--cohort", type=Path, default=None, help="folder of whole heads")
     parser.add_argument("--subjects", type=int, default=None)
     options = parser.parse_args()
+    cohort = options.cohort or heads.folder("cohort_ixi_2mm")
     template = load_template()
-    paths = sorted(options.cohort.glob("*_T1w.nii.gz"))[: options.subjects]
+    paths = sorted(cohort.glob("*_T1w.nii.gz"))[: options.subjects]
     print("known affine    start_mm  mean_mm  max_mm  cpu_s")
     for path in paths[:3]:
         row = recover(load(path), template)

@@ -1,6 +1,6 @@
 """The models on unseen heads: deface, register the defaced head, reface, measure.
 
-    python Testing/benchmarks/bench_validation.py --cohort DIR [--method mri_deface] [--models average linear reference]
+    python Testing/benchmarks/bench_validation.py [--cohort DIR] [--method mri_deface] [--models average linear reference]
 
 Prints the mean distance (mm, region ``face``) of each image to the original for the six validation subjects, and the
 medians over subjects of the ratios that the model is judged by.
@@ -12,6 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
+import heads
 import numpy as np
 
 from RefaceRiskLib.defacing import deface
@@ -24,18 +25,19 @@ VALIDATION = ("IXI213", "IXI274", "IXI353", "IXI452", "IXI508", "IXI606")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cohort", type=Path, required=True)
+    parser.add_argument("--cohort", type=Path, default=None, help="folder of whole heads")
     parser.add_argument("--method", default="mri_deface")
     parser.add_argument("--models", nargs="+", default=["average", "linear", "reference"])
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--temperature", type=float, default=None)
     options = parser.parse_args()
+    cohort = options.cohort or heads.folder("cohort_ixi_2mm")
     models = {name: Refacer.load(name) for name in options.models}
     rows = []
     print("subject   " + "".join(f"{name:>12s}" for name in ("defaced", *models)) + "     verdict  seconds")
     for subject in VALIDATION:
-        head = load(options.cohort / f"sub-{subject}_T1w.nii.gz")
+        head = load(cohort / f"sub-{subject}_T1w.nii.gz")
         defaced = deface(head, options.method)
         begun = time.perf_counter()
         images, registration = {"defaced": defaced.volume}, None

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from RefaceRiskLib.defacing import deface, prepare
-from RefaceRiskLib.diffusion.cascade import Refacer, estimate_removed
+from RefaceRiskLib.diffusion.cascade import Refacer, _Task, estimate_removed
+from RefaceRiskLib.diffusion.denoisers import sample_cascade
 from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.progress import Cancelled, Progress
 from RefaceRiskLib.registration import register
@@ -67,30 +68,43 @@ def test_the_face_comes_back(case, refaced, name):
     assert rest < 0.5 * gap
 
 
-def test_the_same_seed_gives_the_same_face_and_another_seed_another(case):
+@pytest.fixture(scope="module")
+def task(case):
+    """The reference model and the prepared head, shared by the tests of sampling itself."""
+    from RefaceRiskLib.registration import deformed_beside_face
+    from RefaceRiskLib.template import load_template
+
     _, defaced, registration = case
-    model = Refacer.load("reference")
-    options = {"registration": registration, "steps": 2, "temperature": 1.0}
-    one = model.reface(defaced.volume, defaced.removed, seed=1, **options).volume.voxels
-    again = model.reface(defaced.volume, defaced.removed, seed=1, **options).volume.voxels
-    other = model.reface(defaced.volume, defaced.removed, seed=2, **options).volume.voxels
+    model, template = Refacer.load("reference"), load_template()
+    bent = deformed_beside_face(defaced.volume, template, registration)
+    return model, _Task.of(model, defaced.volume, defaced.removed, bent, template)
+
+
+def draw(task, samples=1, steps=2, seed=0, temperature=1.0, on_progress=None):
+    return sample_cascade(*task, samples, steps, seed, "cpu", temperature, on_progress)
+
+
+def test_the_same_seed_gives_the_same_face_and_another_seed_another(task):
+    one, again, other = (draw(task, seed=seed)[0].face for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
 
 
-def test_several_samples_come_with_their_uncertainty(case):
-    _, defaced, registration = case
-    result = Refacer.load("reference").reface(
-        defaced.volume, defaced.removed, samples=2, steps=2, registration=registration
-    )
-    assert len(result.samples) == 2
-    assert result.uncertainty.shape == defaced.volume.shape
-    assert result.uncertainty[defaced.removed].max() > 0
-    assert not result.uncertainty[~defaced.removed].any()
+def test_the_expected_face_needs_no_luck(task):
+    one, other = (draw(task, seed=seed, temperature=0.0, steps=3)[0].face for seed in (1, 2))
+    drawn, again = (draw(task, seed=seed, steps=3)[0].face for seed in (1, 2))
+    assert np.abs(one - other).mean() < 0.2 * np.abs(drawn - again).mean()
 
 
-def test_cancelling_stops_within_a_step(case):
-    _, defaced, registration = case
+def test_several_samples_come_with_their_uncertainty(case, task):
+    _, defaced, _ = case
+    spread = task[1].spread(draw(task, samples=2))
+    assert spread.shape == defaced.volume.shape
+    assert spread[defaced.removed].max() > 0
+    assert not spread[~defaced.removed].any()
+
+
+def test_cancelling_stops_within_a_step(task):
     seen: list[Progress] = []
 
     def stop_in_the_coarse_stage(progress: Progress) -> None:
@@ -99,18 +113,13 @@ def test_cancelling_stops_within_a_step(case):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        Refacer.load("reference").reface(
-            defaced.volume, defaced.removed, registration=registration, steps=4, on_progress=stop_in_the_coarse_stage
-        )
+        draw(task, steps=4, on_progress=stop_in_the_coarse_stage)
     assert seen[-1].step == 1
 
 
-def test_progress_counts_every_network_call(case):
-    _, defaced, registration = case
+def test_progress_counts_every_network_call(task):
     seen: list[Progress] = []
-    Refacer.load("reference").reface(
-        defaced.volume, defaced.removed, registration=registration, steps=3, on_progress=seen.append
-    )
+    draw(task, steps=3, on_progress=seen.append)
     for stage in ("coarse stage", "face stage"):
         assert [(p.step, p.of) for p in seen if p.stage == stage] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 

@@ -110,9 +110,7 @@ def test_a_terminal_gets_a_bar_a_stage_and_standard_output_nothing(capsys):
             for step in range(4):
                 on_progress(Progress(stage, step, 3, f"part {step}"))
     drawn = terminal.getvalue()
-    assert (
-        "register" in drawn and "deface" in drawn and "100%" in drawn and "3/3" in drawn and "part 3" in drawn
-    )
+    assert "register" in drawn and "deface" in drawn and "100%" in drawn and "3/3" in drawn and "part 3" in drawn
     assert capsys.readouterr().out == ""
 
 

@@ -169,9 +169,7 @@ def test_a_4d_file_is_refused_with_a_command_that_splits_it(tmp_path, extension)
     assert "4-D" in line and "6 x 7 x 8 x 3" in line
     command = re.search(r"split it: (python .*)$", line).group(1)
     command = command.replace("python", f'"{sys.executable}"', 1)
-    subprocess.run(
-        command, shell=True, check=True, cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": "ignore"}
-    )
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     volumes = sorted(tmp_path.glob("volume_*"))
     assert len(volumes) == 3
     for n, file in enumerate(volumes):
@@ -180,9 +178,7 @@ def test_a_4d_file_is_refused_with_a_command_that_splits_it(tmp_path, extension)
 
 def test_an_nrrd_with_several_values_a_voxel_is_refused_with_a_command_that_splits_it(tmp_path):
     series = np.arange(np.prod(SHAPE) * 3, dtype=np.uint8).reshape(*SHAPE, 3)
-    sitk.WriteImage(
-        sitk.GetImageFromArray(series.transpose(2, 1, 0, 3), isVector=True), str(tmp_path / "a.nrrd")
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(series.transpose(2, 1, 0, 3), isVector=True), str(tmp_path / "a.nrrd"))
     line = refusal(tmp_path / "a.nrrd")
     assert "colour" in line
     command = re.search(r"split it: (python .*)$", line).group(1).replace("python", f'"{sys.executable}"', 1)
@@ -308,9 +304,7 @@ def test_a_dicom_series_with_a_tilted_gantry_is_sheared_not_straightened(tmp_pat
 def test_missing_and_uneven_dicom_slices_are_named(tmp_path):
     line = refusal(dicom_series(tmp_path / "gap", along_z(0, 2, 4, 8, 10, 12)))
     assert "1 DICOM slice is missing" in line and "T1_1_002.dcm and T1_1_003.dcm" in line
-    assert "3 DICOM slices are missing" in refusal(
-        dicom_series(tmp_path / "gaps", along_z(0, 2, 4, 8, 10, 16, 18))
-    )
+    assert "3 DICOM slices are missing" in refusal(dicom_series(tmp_path / "gaps", along_z(0, 2, 4, 8, 10, 16, 18)))
     assert "not evenly spaced" in refusal(dicom_series(tmp_path / "uneven", along_z(0, 2, 4, 7, 9, 11)))
 
 

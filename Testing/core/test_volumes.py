@@ -37,9 +37,7 @@ from RefaceRiskLib.volumes import (
 
 SHAPE = (5, 6, 7)
 ORIENTATIONS = [
-    "".join(codes)
-    for order in itertools.permutations(("RL", "AP", "SI"))
-    for codes in itertools.product(*order)
+    "".join(codes) for order in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*order)
 ]
 NIFTI_TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
 quick = settings(max_examples=20, deadline=None)
@@ -102,9 +100,7 @@ def unzipped(path) -> bytes:
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("byte_order", "<>")
 @pytest.mark.parametrize("dtype", NIFTI_TYPES)
-def test_a_nifti_file_that_is_only_read_and_written_stays_the_same_byte_for_byte(
-    tmp_path, kind, byte_order, dtype
-):
+def test_a_nifti_file_that_is_only_read_and_written_stays_the_same_byte_for_byte(tmp_path, kind, byte_order, dtype):
     before = rich_nifti(tmp_path / "in.nii", kind, dtype, byte_order, slope=0.37, intercept=-3.0)
     volume = load(tmp_path / "in.nii")
     save(volume, tmp_path / "out.nii.gz")
@@ -154,9 +150,7 @@ def test_the_affine_is_the_one_that_nibabel_takes(tmp_path, forms, flip):
     image.set_qform(qform, forms[0])
     image.set_sform(image.get_sform(), forms[1])
     nib.save(image, tmp_path / "forms.nii")
-    np.testing.assert_allclose(
-        load(tmp_path / "forms.nii").affine, nib.load(tmp_path / "forms.nii").affine, atol=1e-5
-    )
+    np.testing.assert_allclose(load(tmp_path / "forms.nii").affine, nib.load(tmp_path / "forms.nii").affine, atol=1e-5)
 
 
 def test_a_cropped_and_turned_nifti_keeps_both_forms_in_their_own_spaces(tmp_path):
@@ -295,9 +289,7 @@ def test_turning_moves_no_voxel_in_space(seed, axcodes):
     volume = Volume(np.random.default_rng(seed).permutation(210).reshape(SHAPE), oblique_affine(seed))
     turned = reorient(volume, axcodes)
     assert turned.axcodes == axcodes == "".join(nib.aff2axcodes(turned.affine))
-    places = grid_points(volume.shape, volume.affine)[
-        np.unravel_index(np.argsort(volume.voxels, None), SHAPE)
-    ]
+    places = grid_points(volume.shape, volume.affine)[np.unravel_index(np.argsort(volume.voxels, None), SHAPE)]
     order = np.unravel_index(np.argsort(turned.voxels, None), turned.shape)
     np.testing.assert_allclose(grid_points(turned.shape, turned.affine)[order], places, atol=1e-9)
 
@@ -529,9 +521,7 @@ def test_every_real_volume_is_read_as_nibabel_reads_it_and_written_back_unchange
         volume, reference = load(file), nib.load(file)
         np.testing.assert_array_equal(volume.affine, reference.affine)
         np.testing.assert_array_equal(volume.voxels, reference.dataobj.get_unscaled())
-        np.testing.assert_allclose(
-            volume.intensities, reference.get_fdata(dtype=np.float32), rtol=1e-6, atol=1e-4
-        )
+        np.testing.assert_allclose(volume.intensities, reference.get_fdata(dtype=np.float32), rtol=1e-6, atol=1e-4)
         assert unzipped(save(volume, tmp_path / "out.nii")) == unzipped(file)
 
 
@@ -570,9 +560,7 @@ def test_sitk_images_hold_lps_and_the_asked_type(tiny_head):
     image = to_sitk(tiny_head)
     assert image.GetPixelID() == sitk.sitkFloat32
     place = image.TransformIndexToPhysicalPoint((3, 4, 5))
-    np.testing.assert_allclose(
-        place * np.array([-1, -1, 1]), (tiny_head.affine @ (3, 4, 5, 1))[:3], atol=1e-9
-    )
+    np.testing.assert_allclose(place * np.array([-1, -1, 1]), (tiny_head.affine @ (3, 4, 5, 1))[:3], atol=1e-9)
     assert image[3, 4, 5] == tiny_head.intensities[3, 4, 5]
     mask = to_sitk((tiny_head.voxels > 300, tiny_head.affine), np.uint8)
     assert mask.GetPixelID() == sitk.sitkUInt8

@@ -1,6 +1,6 @@
 """Draw the template for its README: the average face from five sides, and its regions on three slices.
 
-python Testing/benchmarks/picture_template.py OUT.png
+python Testing/pictures/template.py OUT.png
 """
 
 from __future__ import annotations
