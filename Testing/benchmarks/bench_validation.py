@@ -1,6 +1,6 @@
 """The models on unseen heads: deface, register the defaced head, reface, measure.
 
-    python Testing/benchmarks/bench_validation.py [--cohort DIR] [--method mri_deface] [--models average linear reference]
+    python Testing/benchmarks/bench_validation.py [--cohort DIR] [--method mri_deface] [--models average linear]
 
 Prints the mean distance (mm, region ``face``) of each image to the original for the six validation subjects, and the
 medians over subjects of the ratios that the model is judged by.
