@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_face_and_another_seed_another(task):
 def test_the_expected_face_needs_no_luck(task):
     one, other = (draw(task, seed=seed, temperature=0.0, steps=3)[0].face for seed in (1, 2))
     drawn, again = (draw(task, seed=seed, steps=3)[0].face for seed in (1, 2))
-    assert np.abs(one - other).mean() < 0.6 * np.abs(drawn - again).mean()
+    assert np.abs(one - other).mean() < 0.4 * np.abs(drawn - again).mean()
 
 
 def test_several_samples_come_with_their_uncertainty(case, task):
