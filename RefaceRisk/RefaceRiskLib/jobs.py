@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import __version__, volumes
+from . import __version__, hygiene, volumes
 from .errors import RefaceRiskError
 from .progress import OnProgress, Progress, report
 from .report import write_text
@@ -71,7 +71,7 @@ def deface(
         "removed_voxels": int(np.count_nonzero(defaced.removed)),
         "seconds": round(time.perf_counter() - began, 2),
     }
-    result = defaced.volume
+    result = defaced.volume.noted(description=f"MRIRefaceRisk {__version__}: face removed ({method})"[:79])
     if method in DRAWING_METHODS:
         record["synthetic"] = True
         result = result.noted(description=_note(method))
@@ -81,7 +81,7 @@ def deface(
         outputs.volume("mask", mask, record)
     if quality_out is not None:
         outputs.text("quality", json.dumps(record["quality"], indent=2) + "\n")
-    outputs.volume("defaced", result, record)
+    outputs.volume("defaced", result, {**hygiene.bids_physics(Path(source)), **record})
     return Done(outputs.written, record, {"head": head, "defaced": defaced})
 
 
@@ -128,12 +128,12 @@ def reface(
     record = {
         "command": "reface",
         "synthetic": True,
-        "method": str(model),
+        "method": Path(str(model)).name,
         "options": {
             "samples": samples,
             "steps": steps,
             "device": device,
-            "mask": None if mask is None else str(mask),
+            "mask": None if mask is None else Path(mask).name,
         },
         "seed": seed,
         "input": _origin(defaced, source),
@@ -151,7 +151,7 @@ def reface(
             description=f"{SYNTHETIC}: SD of the skin in mm"[:79]
         )
         outputs.volume("uncertainty", spread, record)
-    outputs.volume("refaced", refaced.volume.noted(description=note), record)
+    outputs.volume("refaced", refaced.volume.noted(description=note), {**hygiene.bids_physics(Path(source)), **record})
     return Done(outputs.written, record, {"refaced": refaced, "defaced": defaced})
 
 
@@ -197,7 +197,9 @@ def measure(
     if registration is None:
         registration = register(head, template, on_progress=within(on_progress, "measure"))
     report(on_progress, "measure", 2, steps, "distances")
-    measurement = measure_surfaces(head, images, template=template, registration=registration, removed=taken)
+    measurement = measure_surfaces(
+        head, images, template, registration, taken, on_progress=within(on_progress, "measure")
+    )
     record = {
         "command": "measure",
         "version": __version__,
@@ -392,7 +394,7 @@ class _Outputs:
         path = self._paths.get(name, self._main)
         path.parent.mkdir(parents=True, exist_ok=True)
         volumes.sidecar(path, **record)
-        volumes.save(volume, path)
+        volumes.save(hygiene.cleaned(volume), path)
         self.written[name] = path
 
     def text(self, name: str, text: str) -> None:
@@ -456,7 +458,8 @@ def _note(how: str) -> str:
 
 
 def _origin(volume: volumes.Volume, path: str | Path) -> dict:
-    return {"path": str(path), "sha256": volume.meta.sha256}
+    # The name alone: folders are often called after patients.
+    return {"path": Path(path).name, "sha256": volume.meta.sha256}
 
 
 def _is_flat(values: np.ndarray) -> bool:

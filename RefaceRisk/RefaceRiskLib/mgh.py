@@ -22,6 +22,7 @@ _LAYOUT = np.dtype(
     ]
 )  # fmt: skip
 _VOXELS_AT = 284
+_SCAN_PARAMETERS = 20  # bytes after the voxels: TR, flip angle, TE, TI, field of view, as float32
 _DTYPES = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 # What the format cannot store goes into the next type that can hold it.
@@ -82,6 +83,12 @@ def write(voxels: np.ndarray, affine: np.ndarray, header: MghHeader | None) -> b
         + voxels.astype(voxels.dtype.newbyteorder(">")).tobytes(order="F")
         + (header.tail if header else b"")
     )
+
+
+def without_text(header: MghHeader) -> MghHeader:
+    """The header without tags (command lines, transforms by file name); five scan parameters stay."""
+    block = header.block[: _LAYOUT.itemsize] + bytes(_VOXELS_AT - _LAYOUT.itemsize)
+    return MghHeader(block, header.tail[:_SCAN_PARAMETERS])
 
 
 def _affine(fields: np.ndarray) -> np.ndarray:

@@ -136,6 +136,21 @@ def write(
     return bytes(block) + stored.tobytes(order="F") + header.tail
 
 
+def without_text(header: NiftiHeader) -> NiftiHeader:
+    """The header without its free text, its unused fields and its extensions; voxels then follow at once."""
+    size = header.layout.itemsize
+    block = bytearray(header.block[:size]) + bytes(4)  # no extension follows
+    fields = np.frombuffer(block, header.layout, 1)
+    for name in ("data_type", "db_name", "unused_str", "descrip", "aux_file", "intent_name"):
+        if name in fields.dtype.names:
+            fields[name] = b""
+    for name in ("extents", "session_error", "glmax", "glmin"):
+        if name in fields.dtype.names:
+            fields[name] = 0
+    fields["vox_offset"] = len(block)
+    return NiftiHeader(bytes(block), b"", header.layout)
+
+
 def best_affine(fields: np.ndarray, shape: tuple[int, ...], path) -> np.ndarray:
     """Voxel index to RAS mm by nibabel's rule (``get_best_affine``): sform, else qform, else voxel sizes."""
     if fields["sform_code"] > 0:
