@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from RefaceRiskLib.errors import RefaceRiskError
+from RefaceRiskLib.progress import Cancelled
 from RefaceRiskLib.surface.extract import skin_level
 from RefaceRiskLib.surface.measure import COLUMNS, measure, removed_region
 from RefaceRiskLib.volumes import Volume, resample
@@ -83,6 +84,19 @@ def test_another_grid_in_the_same_space_measures_nothing(tiny_head, placed):
     array = resample(tiny_head.intensities, tiny_head.affine, (77, 97, 97), affine, order=3)
     found = measure(tiny_head, {"other grid": Volume(array, affine)}, *placed)
     assert found["other grid"]["face"].mean < 0.15
+
+
+def test_progress_names_each_image_and_can_stop_the_work(tiny_head, placed):
+    seen = []
+
+    def stop_at_the_second(progress):
+        seen.append(progress.message)
+        if progress.message == "second":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        measure(tiny_head, {"first": tiny_head, "second": tiny_head}, *placed, on_progress=stop_at_the_second)
+    assert seen == ["skin of the original", "first", "second"]
 
 
 def test_the_removed_region_ends_one_voxel_from_the_mask(tiny_head, measured, removed):

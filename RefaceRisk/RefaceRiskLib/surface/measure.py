@@ -12,6 +12,7 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from RefaceRiskLib.errors import RefaceRiskError
+from RefaceRiskLib.progress import report
 from RefaceRiskLib.surface.distance import SurfaceDistance, distances
 from RefaceRiskLib.surface.extract import Surface, extract_skin, skin_level
 
@@ -71,7 +72,7 @@ class Measurement(Mapping):
         return path
 
 
-def measure(original, others, template=None, registration=None, removed=None) -> Measurement:
+def measure(original, others, template=None, registration=None, removed=None, on_progress=None) -> Measurement:
     """Exact distances (mm) from the skin of the Volume `original` to the skins of `others` (name to Volume).
 
     The level of the skin is found on the original and used for all. Region `face` is the anterior half-head of
@@ -80,8 +81,9 @@ def measure(original, others, template=None, registration=None, removed=None) ->
     of it (None where the mask holds no skin). The other images may lie on other grids, as long as they share
     the original's RAS space.
 
-    Raises RefaceRiskError when an image shows no head or a region holds no skin.
+    Raises RefaceRiskError when an image shows no head or a region holds no skin, Cancelled when asked to stop.
     """
+    report(on_progress, "distances", 0, len(others), "skin of the original")
     level = skin_level(original)
     skin = extract_skin(original, level)
     regions = {"face": face_region(skin, *_placed(original, template, registration))}
@@ -89,9 +91,12 @@ def measure(original, others, template=None, registration=None, removed=None) ->
         near_hole = removed_region(skin, original, removed)
         if near_hole.any():
             regions["removed"] = near_hole
-    surfaces = {name: extract_skin(other, level) for name, other in others.items()}
-    absent = dict.fromkeys(("face", "removed"))
-    found = {name: absent | distances(skin, surface, regions) for name, surface in surfaces.items()}
+    surfaces, found = {}, {}
+    for done, (name, other) in enumerate(others.items()):
+        report(on_progress, "distances", done, len(others), name)
+        surfaces[name] = extract_skin(other, level)
+        found[name] = dict.fromkeys(("face", "removed")) | distances(skin, surfaces[name], regions)
+    report(on_progress, "distances", len(others), len(others))
     return Measurement(found, skin, surfaces, level, regions)
 
 
