@@ -78,7 +78,9 @@ def _add_deface(commands) -> None:
         parser_class=_ListsMethods,
     )
     command.add_argument("source", metavar="IN", help="whole-head volume (file or DICOM folder)")
-    command.add_argument("out", metavar="OUT", help="defaced volume to write, e.g. defaced.nii.gz")
+    command.add_argument(
+        "out", metavar="OUT", help="defaced volume to write, e.g. defaced.nii.gz; for a DICOM folder also a new folder"
+    )
     command.add_argument(
         "--method", default="mri_deface", metavar="M", help="defacer (default: %(default)s), see below"
     )

@@ -17,6 +17,13 @@ from .errors import RefaceRiskError
 
 
 @dataclass(frozen=True)
+class DicomHeader:
+    """Where a series came from: its files, in the order of the slices (one file if multi-frame)."""
+
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Slice:
     file: str
     size: tuple[int, ...]  # (2,) pixels
@@ -44,14 +51,10 @@ def _series_files(folder: Path) -> list[str]:
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if not series:
-        raise RefaceRiskError(
-            "no DICOM slices in this folder", "give the folder that holds them directly", folder
-        )
+        raise RefaceRiskError("no DICOM slices in this folder", "give the folder that holds them directly", folder)
     found = {uid: list(reader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in series}
     if len(found) > 1:
-        names = ", ".join(
-            f"{_description(files[0])!r} ({len(files)} files, {uid})" for uid, files in found.items()
-        )
+        names = ", ".join(f"{_description(files[0])!r} ({len(files)} files, {uid})" for uid, files in found.items())
         raise RefaceRiskError(
             f"{len(found)} DICOM series in one folder: {names}",
             "put the one you want in a folder of its own",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import __version__, hygiene, volumes
+from . import __version__, dicom_write, hygiene, volumes
 from .errors import RefaceRiskError
 from .progress import OnProgress, Progress, report
 from .report import write_text
@@ -50,6 +50,7 @@ def deface(
 ) -> Done:
     """Removes the face of the head in `source`; `mask_out` gets the removed region (1 = removed).
 
+    A DICOM folder as `source` and a name without an ending as `out` give a de-identified DICOM series.
     Raises RefaceRiskError for an unreadable head, an unknown method or engine, or an output that is an input.
     """
     outputs = _Outputs(inputs=[source], main=out, others={"mask": mask_out, "quality": quality_out})
@@ -81,7 +82,10 @@ def deface(
         outputs.volume("mask", mask, record)
     if quality_out is not None:
         outputs.text("quality", json.dumps(record["quality"], indent=2) + "\n")
-    outputs.volume("defaced", result, {**hygiene.bids_physics(Path(source)), **record})
+    if outputs.main_is_series:
+        outputs.series("defaced", head, defaced, method, record)
+    else:
+        outputs.volume("defaced", result, {**hygiene.bids_physics(Path(source)), **record})
     return Done(outputs.written, record, {"head": head, "defaced": defaced})
 
 
@@ -350,6 +354,7 @@ class _Outputs:
         self._main = None if main is None else Path(main)
         self._paths = {name: Path(path) for name, path in others.items() if path is not None}
         self.written: dict[str, Path] = {}
+        self.main_is_series = self._main is not None and _is_series_name(self._main, Path(inputs[0]))
         self._refuse_clashes([Path(path) for path in inputs])
 
     def _refuse_clashes(self, inputs: list[Path]) -> None:
@@ -358,19 +363,27 @@ class _Outputs:
         # A BIDS input has a sidecar of its own, which ours must not replace.
         kept |= {_sidecar_of(path).resolve() for path in inputs if _is_volume_name(path)}
         taken: set[Path] = set()
+        if self.main_is_series:
+            dicom_write.check_available()
+            if kept & {self._main.resolve(), *self._main.resolve().parents}:
+                raise RefaceRiskError("lies in the input's folder", "choose another folder", self._main)
+            dicom_write.check_folder(self._main)
         for path in wanted:
-            if path.is_dir():
+            if path.is_dir() and not (self.main_is_series and path == self._main):
                 raise RefaceRiskError("is a folder", "name a file to write", path)
             folder = next(parent for parent in path.resolve().parents if parent.exists())
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise RefaceRiskError(f"{folder} cannot be written to", "choose another folder", path)
-            for name in {path.resolve()} | ({_sidecar_of(path).resolve()} if _is_volume_name(path) else set()):
+            has_sidecar = _is_volume_name(path) or (self.main_is_series and path == self._main)
+            for name in {path.resolve()} | ({_sidecar_of(path).resolve()} if has_sidecar else set()):
                 if name in kept:
                     raise RefaceRiskError("would overwrite an input", "give another output name", path)
                 if name in taken:
                     raise RefaceRiskError("is needed for two outputs", "give another output name", path)
                 taken.add(name)
         for path in (self._main, self._paths.get("mask")):
+            if self.main_is_series and path == self._main:
+                continue
             if path is not None and (not _is_volume_name(path) or path.suffix.lower() == ".nhdr"):
                 raise RefaceRiskError("is no name for a volume", "end it in .nii.gz, .nii, .mgz or .nrrd", path)
 
@@ -381,7 +394,7 @@ class _Outputs:
 
     def begin(self) -> None:
         """Takes away the volume of an earlier run, so that it never stands beside newer files."""
-        if self._main is not None:
+        if self._main is not None and not self.main_is_series:
             try:
                 self._main.parent.mkdir(parents=True, exist_ok=True)
                 self._main.unlink(missing_ok=True)
@@ -396,6 +409,14 @@ class _Outputs:
         volumes.sidecar(path, **record)
         volumes.save(hygiene.cleaned(volume), path)
         self.written[name] = path
+
+    def series(self, name: str, head: volumes.Volume, defaced, method: str, record: Mapping) -> None:
+        self._main.parent.mkdir(parents=True, exist_ok=True)
+        volumes.sidecar(self._main, **record)
+        dicom_write.write_series(
+            head, defaced.volume, defaced.removed, self._main, method, defaced.quality.verdict == "ok"
+        )
+        self.written[name] = self._main
 
     def text(self, name: str, text: str) -> None:
         self.written[name] = write_text(text, self._paths[name])
@@ -443,6 +464,12 @@ def _stem(path: Path) -> str:
 
 def _is_volume_name(path: Path) -> bool:
     return _stem(path) != path.name
+
+
+def _is_series_name(out: Path, source: Path) -> bool:
+    """A folder of DICOM slices is to be written: the source is one, and ``out`` is no file name."""
+    from_dicom = source.is_dir() or source.suffix.lower() == ".dcm"
+    return from_dicom and not _is_volume_name(out) and (out.is_dir() or not out.suffix)
 
 
 def _sidecar_of(path: Path) -> Path:

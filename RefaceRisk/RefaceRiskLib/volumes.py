@@ -197,7 +197,9 @@ def _load_dicom(path: Path) -> Volume:
     digest = hashlib.sha256()
     for file in files:
         digest.update(Path(file).read_bytes())
-    return Volume(voxels, affine, Meta(format="dicom", path=path.absolute(), sha256=digest.hexdigest()))
+    header = dicom.DicomHeader(tuple(files))
+    meta = Meta(format="dicom", header=header, path=path.absolute(), sha256=digest.hexdigest())
+    return Volume(voxels, affine, meta)
 
 
 def _unzipped(raw: bytes, path: Path) -> bytes:

@@ -19,7 +19,7 @@ LIBRARY = ROOT / "RefaceRisk" / "RefaceRiskLib"
 
 # Each layer may import those before it and its own. A name covers the modules below it; the longest counts.
 LAYERS = (
-    ("errors", "progress", "resources", "geometry", "nifti", "mgh", "dicom", "volumes", "hygiene"),
+    ("errors", "progress", "resources", "geometry", "nifti", "mgh", "dicom", "volumes", "hygiene", "dicom_write"),
     ("registration", "template", "tissue", "synthesis"),
     ("defacing", "surface", "radiodensity", "radiodensity.ct", "template_build"),
     ("diffusion",),
