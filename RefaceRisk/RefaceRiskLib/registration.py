@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from .errors import RefaceRiskError
+from .hounsfield import as_mri, is_hounsfield
 from .progress import OnProgress, report
 from .volumes import Volume, resample, to_sitk
 
@@ -87,7 +88,8 @@ def locally_normalised(
 def working_image(head: Volume, spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """The head on an isotropic, axis-aligned RAS grid: ``(array (I, J, K) float32, affine)``.
 
-    Intensities are smoothed to the new resolution first, scaled so that bright tissue is 1, and clipped at 1.5.
+    Intensities are smoothed to the new resolution first, scaled so that bright tissue is 1, and clipped at 1.5. A CT
+    is given the contrast of an MRI.
     """
     corners = np.array(list(product(*[(-0.5, n - 0.5) for n in head.shape])))
     corners = corners @ head.affine[:3, :3].T + head.affine[:3, 3]
@@ -95,7 +97,7 @@ def working_image(head: Volume, spacing: float) -> tuple[np.ndarray, np.ndarray]
     shape = np.ceil((high - low) / spacing).astype(int)
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * spacing
-    image = np.nan_to_num(head.intensities)
+    image = as_mri(np.nan_to_num(head.intensities))
     sigma = np.maximum(spacing / np.asarray(head.spacing) - 1, 0) * 0.5
     if sigma.max() > 0.1:
         image = ndimage.gaussian_filter(image, sigma)
@@ -328,7 +330,8 @@ def register(
             matrix, note = turned, "the orientation in the file's header is wrong"
     report(on_progress, "register", 1, 4, "mutual information")
     middle, middle_affine = working_image(Volume(fine, fine_affine), MIDDLE_MM)
-    matrix = _mutual_information(middle, middle_affine, template, matrix)
+    if not is_hounsfield(head.intensities):  # which already looks like the template
+        matrix = _mutual_information(middle, middle_affine, template, matrix)
     report(on_progress, "register", 2, 4, "local correlation")
     matrix = polish(fine, fine_affine, template, matrix)
     displacement = None

@@ -36,6 +36,7 @@ from .geometry import (  # noqa: F401  (part of this module's interface)
     to_integers,
     transform_points,
 )
+from .hounsfield import as_mri
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha")
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -500,7 +501,7 @@ def check_head(volume: Volume) -> None:
 def _foreground_size(volume: Volume) -> np.ndarray:
     """Extent (3,) in mm along the voxel axes of the largest foreground body, zeros if there is none."""
     factors = np.maximum(1, np.round(4.0 / volume.spacing)).astype(int)
-    blocks = _block_means(volume.intensities, factors)
+    blocks = _block_means(as_mri(volume.intensities), factors)
     spacing = volume.spacing * factors
     smooth = ndimage.gaussian_filter(blocks, 3.0 / spacing)
     low, high = np.percentile(smooth, [0.5, 99.5])

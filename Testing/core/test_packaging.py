@@ -19,10 +19,22 @@ LIBRARY = ROOT / "RefaceRisk" / "RefaceRiskLib"
 
 # Each layer may import those before it and its own. A name covers the modules below it; the longest counts.
 LAYERS = (
-    ("errors", "progress", "resources", "geometry", "nifti", "mgh", "dicom", "volumes", "hygiene", "dicom_write"),
-    ("registration", "template", "tissue", "synthesis"),
+    (
+        "errors",
+        "progress",
+        "resources",
+        "geometry",
+        "hounsfield",
+        "nifti",
+        "mgh",
+        "dicom",
+        "volumes",
+        "hygiene",
+        "dicom_write",
+    ),
+    ("registration", "template", "tissue", "synthesis", "brainmask"),
     ("defacing", "surface", "radiodensity", "radiodensity.ct", "template_build"),
-    ("diffusion",),
+    ("diffusion", "brainmask.training"),
     (
         "radiodensity.cohort",
         "radiodensity.predictor",

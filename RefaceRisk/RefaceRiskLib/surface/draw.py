@@ -43,7 +43,7 @@ def draw_face(
     voxel = np.linalg.inv(registration.matrix)[:3, :3] @ defaced.affine[:3, :3]
     width = float(np.linalg.norm(voxel, axis=0).max())
     # Skin and the fat below it are never darker than the isosurface, whatever was predicted.
-    inner = np.where(signed > -3 * width, np.maximum(inner, 1.3 * level), inner)
+    inner = np.where(signed > -3 * width, np.maximum(inner, air + 1.3 * (level - air)), inner)
     near = np.clip(1 - np.abs(signed) / (2 * width), 0, 1)
     inner = (1 - near) * inner + near * (2 * level - air)
     edge = np.clip(0.5 - signed / (2 * width), 0, 1)

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from RefaceRiskLib.errors import RefaceRiskError
+from RefaceRiskLib.hounsfield import SKIN_HU, is_hounsfield
 
 # Partial volume gives an edge as narrow as a voxel, and linear interpolation across it leaves terraces. Smoothed by
 # this many voxels, two spheres 2.5 mm apart measure 2.493 instead of 2.481 mm, their roughness halves.
@@ -101,12 +102,15 @@ def skin_level(volume) -> float:
     split stands still (Ridler and Calvard's isodata, made robust). The level then lies 30 % of the way from the
     air's mean to the tissue's, but at least six robust standard deviations of the noise above the air. The
     tissue's mean is carried by brain, muscle and fat of the whole head, so it hardly moves when a defacer
-    sets the face to zero; exact zeros only join the air. `volume` is a Volume or an array of intensities.
+    sets the face to zero; exact zeros only join the air. `volume` is a Volume or an array of intensities. In a CT
+    the level is -300 HU.
 
     Raises RefaceRiskError when the image is constant.
     """
     values = _intensities(volume).ravel()
     values = values[:: max(1, values.size // 2_000_000)]
+    if is_hounsfield(values):
+        return SKIN_HU
     low, high = np.percentile(values, (0.5, 99.5))
     if not high > low:
         low, high = float(values.min()), float(values.max())
