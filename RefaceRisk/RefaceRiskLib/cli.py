@@ -92,11 +92,25 @@ def _add_deface(commands) -> None:
     )
     command.add_argument("--mask-out", metavar="F", help="write the removed region (1 = removed)")
     command.add_argument("--quality-out", metavar="F.json", help="write the quality figures")
+    options = command.add_argument_group("options that a method may take (it says which when given another)")
+    options.add_argument("--mask", metavar="F", help="interactive: what is to go (1), on the grid of IN")
+    options.add_argument("--margin-mm", metavar="MM", help="distance that is kept from the brain")
+    options.add_argument(
+        "--fill", metavar="WHAT", help="zero, noise (as in the head's air), blur or average face (default: zero)"
+    )
+    options.add_argument("--blur-mm", metavar="MM", help="sigma of the blur")
+    options.add_argument("--seed", type=int, metavar="N", help="seed of the noise")
+    options.add_argument("--templates", metavar="DIR", help="original mri_deface: folder of its two .gca atlases")
+    options.add_argument("--image-type", metavar="T", help="original mri_reface: T1, T2, FLAIR, CT ...")
+
+
+_DEFACE_OPTIONS = ("margin_mm", "fill", "blur_mm", "seed", "templates", "image_type")
 
 
 def _deface(arguments: argparse.Namespace) -> None:
     from . import jobs
 
+    given = {name: getattr(arguments, name) for name in _DEFACE_OPTIONS}
     with _progress(arguments) as on_progress:
         done = jobs.deface(
             arguments.source,
@@ -105,6 +119,8 @@ def _deface(arguments: argparse.Namespace) -> None:
             engine=arguments.engine,
             mask_out=arguments.mask_out,
             quality_out=arguments.quality_out,
+            mask=arguments.mask,
+            options={name: value for name, value in given.items() if value is not None},
             on_progress=on_progress,
         )
     quality = done.record["quality"]
@@ -298,13 +314,18 @@ class _ListsMethods(argparse.ArgumentParser):
     def format_help(self) -> str:
         import textwrap
 
-        from .jobs import defacing_methods
+        from .jobs import defacing_methods, original_programs
 
-        listed = "\n".join(
-            textwrap.fill(f"{name:<14} {summary}", 100, initial_indent="  ", subsequent_indent=" " * 17)
-            for name, summary in defacing_methods().items()
+        def listed(rows: dict[str, str]) -> str:
+            return "\n".join(
+                textwrap.fill(f"{name:<14} {summary}", 100, initial_indent="  ", subsequent_indent=" " * 17)
+                for name, summary in rows.items()
+            )
+
+        return (
+            f"{super().format_help().rstrip()}\n\nmethods (for M):\n{listed(defacing_methods())}\n"
+            f"\nprograms that --engine original runs, where they are on PATH:\n{listed(original_programs())}\n"
         )
-        return super().format_help().rstrip() + f"\n\nmethods (for M):\n{listed}\n"
 
 
 class _Version(argparse.Action):

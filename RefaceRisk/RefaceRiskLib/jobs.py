@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .registration import Registration
 
 SYNTHETIC = f"SYNTHETIC face, MRIRefaceRisk {__version__}"
-DRAWING_METHODS = ("average_face",)  # defacers that put another face where the face was
+DRAWING_METHODS = ("average_face", "mri_reface")  # defacers that put another face where the face was
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,31 @@ def deface(
     engine: str = "builtin",
     mask_out: str | Path | None = None,
     quality_out: str | Path | None = None,
+    mask: str | Path | None = None,
+    options: Mapping[str, object] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Done:
     """Removes the face of the head in `source`; `mask_out` gets the removed region (1 = removed).
 
+    `mask`: what the method `interactive` removes. `options`: of the method, as `margin_mm`, `fill`, `seed`.
     A DICOM folder as `source` and a name without an ending as `out` give a de-identified DICOM series.
-    Raises RefaceRiskError for an unreadable head, an unknown method or engine, or an output that is an input.
+    Raises RefaceRiskError for an unreadable head, an unknown method, engine or option, or an output that is an input.
     """
-    outputs = _Outputs(inputs=[source], main=out, others={"mask": mask_out, "quality": quality_out})
+    inputs = [path for path in (source, mask) if path is not None]
+    outputs = _Outputs(inputs=inputs, main=out, others={"mask": mask_out, "quality": quality_out})
     from .defacing import deface as remove_face
 
     began = time.perf_counter()
     head = volumes.load(source)
     volumes.check_head(head)
-    defaced = remove_face(head, method, engine=engine, on_progress=on_progress)
+    options = dict(options or {}) | ({} if mask is None else {"mask": load_mask(mask, head)})
+    defaced = remove_face(head, method, engine=engine, on_progress=on_progress, **options)
+    told = {"engine": engine, **_plain(defaced.options)} | ({} if mask is None else {"mask": str(mask)})
     record = {
         "command": "deface",
         "method": method,
-        "options": {"engine": engine},
-        "seed": None,
+        "options": told,
+        "seed": told.get("seed") if told.get("fill") == "noise" else None,
         "input": _origin(head, source),
         "weights": None,
         "registration": _plain(defaced.registration.quality),
@@ -73,7 +79,7 @@ def deface(
         "seconds": round(time.perf_counter() - began, 2),
     }
     result = defaced.volume.noted(description=f"MRIRefaceRisk {__version__}: face removed ({method})"[:79])
-    if method in DRAWING_METHODS:
+    if told.get("fill", "average" if method in DRAWING_METHODS else "zero") == "average":
         record["synthetic"] = True
         result = result.noted(description=_note(method))
     outputs.begin()
@@ -274,6 +280,15 @@ def defacing_methods() -> dict[str, str]:
         name: getattr(sys.modules.get(getattr(run, "__module__", "")), "__doc__", "") for name, run in METHODS.items()
     }
     return {name: (text or "").strip().split("\n")[0] for name, text in told.items()}
+
+
+def original_programs() -> dict[str, str]:
+    """Name -> what `--engine original` runs for it and where that comes from."""
+    from .defacing import PROGRAMS
+
+    return {
+        name: f"{program.executables[0]}, of {program.package}: {program.url}" for name, program in PROGRAMS.items()
+    }
 
 
 def load_mask(path: str | Path, like: volumes.Volume) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from pathlib import Path
@@ -16,3 +17,14 @@ def folder(name: str) -> Path:
         print(f"skipped: no {name} in {root}; set REFACERISK_SHARED_DATA or name the heads")
         sys.exit(0)
     return root / name
+
+
+def with_faces(folder: Path) -> list[Path]:
+    """The volumes of a folder, in order; where a ``participants.tsv`` tells, those that show a full face."""
+    paths = sorted(folder.glob("*.nii.gz"))
+    table = folder / "participants.tsv"
+    if not table.is_file():
+        return paths
+    with open(table, encoding="utf-8") as stream:
+        full = {row["participant_id"] for row in csv.DictReader(stream, delimiter="\t") if row["face"] == "full"}
+    return [path for path in paths if path.name.split("_T1w")[0] in full]

@@ -38,7 +38,7 @@ class Quality:
     overlap: float = 0.95
 
 
-def deface(head, method, engine="builtin", on_progress=None):
+def deface(head, method, engine="builtin", on_progress=None, **options):
     if method not in METHODS or engine != "builtin":
         raise RefaceRiskError(f"unknown method {method} or engine {engine}", "choose another")
     for step in range(4):
@@ -48,7 +48,8 @@ def deface(head, method, engine="builtin", on_progress=None):
     fit = SimpleNamespace(matrix=np.eye(4), quality=Quality())
     brain = np.zeros(head.shape, bool)
     volume = head.replaced(removed, np.zeros(head.shape))
-    return SimpleNamespace(volume=volume, removed=removed, brain=brain, registration=fit, quality=Quality())
+    found = {"volume": volume, "removed": removed, "brain": brain, "registration": fit, "quality": Quality()}
+    return SimpleNamespace(**found, options={name: value for name, value in options.items() if name != "mask"})
 
 
 class Refacer:
@@ -73,7 +74,7 @@ class Refacer:
         return SimpleNamespace(volume=drawn[0], samples=drawn, uncertainty=spread, removed=removed, registration=fit)
 
 
-def measure(original, others, template=None, registration=None, removed=None):
+def measure(original, others, template=None, registration=None, removed=None, on_progress=None):
     """The mean is the mean absolute difference in grey, so that other images get other numbers."""
 
     def one(image):
@@ -122,7 +123,7 @@ def install(monkeypatch) -> None:
     """Puts the stand-ins where `jobs` looks for the real parts."""
     row = SimpleNamespace
     parts = {
-        "defacing": {"METHODS": METHODS, "deface": deface},
+        "defacing": {"METHODS": METHODS, "PROGRAMS": {}, "deface": deface},
         "diffusion.cascade": {"Refacer": Refacer},
         "surface.measure": {"measure": measure, "COLUMNS": COLUMNS},
         "surface.render": {

@@ -128,6 +128,28 @@ def test_a_sidecar_says_how_the_volume_came_about(head, defaced):
     assert record["options"] == {"engine": "builtin"} and record["quality"]["brain_voxels_touched"] == 0
 
 
+def test_the_options_of_a_method_are_passed_on_and_recorded(head):
+    options = ["--margin-mm", "3.5", "--fill", "noise", "--seed", "7", "--quiet"]
+    assert cli.main(["deface", "head.nii.gz", "a.nii.gz", "--method", "pydeface", *options]) == 0
+    record = json.loads(Path("a.json").read_text())
+    assert record["options"] == {"engine": "builtin", "margin_mm": "3.5", "fill": "noise", "seed": 7}
+    assert record["seed"] == 7 and "synthetic" not in record
+
+
+def test_an_average_face_as_fill_marks_the_result_as_synthetic(head):
+    assert cli.main(["deface", "head.nii.gz", "a.nii.gz", "--fill", "average", "--quiet"]) == 0
+    assert json.loads(Path("a.json").read_text())["synthetic"] is True
+
+
+def test_the_mask_of_the_user_is_an_input(head, defaced, capsys):
+    before = Path("removed.nii.gz").read_bytes()
+    arguments = ["deface", "head.nii.gz", "a.nii.gz", "--mask", "removed.nii.gz"]
+    assert cli.main([*arguments, "--quiet"]) == 0
+    assert json.loads(Path("a.json").read_text())["options"]["mask"] == "removed.nii.gz"
+    assert cli.main([*arguments, "--mask-out", "removed.nii.gz"]) == 2
+    assert "overwrite an input" in one_line(capsys) and Path("removed.nii.gz").read_bytes() == before
+
+
 def test_a_defacer_that_draws_a_face_marks_it_as_synthetic(head):
     assert cli.main(["deface", "head.nii.gz", "a.nii.gz", "--method", "average_face", "--quiet"]) == 0
     assert json.loads(Path("a.json").read_text())["synthetic"] is True

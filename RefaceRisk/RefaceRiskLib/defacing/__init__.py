@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from ..errors import RefaceRiskError
@@ -11,14 +14,32 @@ from ..template import Template, load_template
 from ..tissue import brain_distance
 from ..volumes import Volume, check_head
 from .average_face import average_face, replace_face
-from .base import Defaced, Head, Quality
+from .base import Defaced, Defacer, Head, Quality
+from .external import PROGRAMS, find_program, run_original
+from .fill import FILLS, filled
+from .fsl_deface import fsl_deface
+from .interactive import interactive
 from .mri_deface import mri_deface
 from .pydeface import pydeface
 from .quality import assess
+from .quickshear import quickshear
+from .skull_strip import skull_strip
 
-METHODS = {"mri_deface": mri_deface, "pydeface": pydeface, "average_face": average_face}
+METHODS: dict[str, Defacer] = {
+    "fsl_deface": fsl_deface,
+    "mri_deface": mri_deface,
+    "pydeface": pydeface,
+    "quickshear": quickshear,
+    "skull_strip": skull_strip,
+    "average_face": average_face,
+    "interactive": interactive,
+}
+ENGINES = ("builtin", "original")
 
-__all__ = ["METHODS", "Defaced", "Head", "Quality", "deface", "prepare"]
+__all__ = [
+    "ENGINES", "FILLS", "METHODS", "PROGRAMS", "Defaced", "Head", "Quality", "deface", "options_of", "prepare",
+    "replace_face",
+]  # fmt: skip
 
 
 def prepare(volume: Volume, template: Template | None = None, on_progress: OnProgress | None = None) -> Head:
@@ -36,26 +57,28 @@ def deface(
     head: Head | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
-    **options: float,
+    **options: object,
 ) -> Defaced:
     """Deface a whole head.
 
     Parameters
     ----------
     volume : any orientation; never changed.
-    method : a name in :data:`METHODS`. engine : only ``builtin`` (our own re-implementation) so far.
+    method : a name in :data:`METHODS`; with engine ``original`` one in :data:`PROGRAMS`.
+    engine : ``builtin`` (our own re-implementation) or ``original`` (that program, where it is on PATH).
     head : what :func:`prepare` returned for this volume, to run several methods on one registration.
     force : return a result even if the registration failed or brain would be touched.
-    options : of the method, with units in their names (``margin_mm``).
+    options : see :func:`options_of`; of the method, with units in their names (``margin_mm``), and of the fill:
+        ``fill`` (one of :data:`FILLS`), ``seed`` of the noise, ``blur_mm``.
 
-    Returns a :class:`Defaced` that equals the input bit for bit outside its mask.
-    Raises :class:`RefaceRiskError` for an unknown method or option, for input that is no head, and for a registration
-    that failed.
+    Returns a :class:`Defaced` that equals the input bit for bit outside its mask. Brain that an original program took
+    is not given back; it is counted in the quality and fails it.
+    Raises :class:`RefaceRiskError` for an unknown method or option, for input that is no head, for a registration
+    that failed, and for a program that is absent or fails.
     """
-    if method not in METHODS:
-        raise RefaceRiskError(f"unknown defacing method {method!r}", f"choose one of {', '.join(METHODS)}")
-    if engine != "builtin":
-        raise RefaceRiskError(f"engine {engine!r} is not available", "use engine builtin")
+    options = checked_options(method, engine, options)
+    if engine == "original":
+        find_program(method)  # before the minutes that the rest may take
     head = head or prepare(volume, on_progress=on_progress)
     if head.registration.quality.verdict == "failed" and not force:
         raise RefaceRiskError(
@@ -64,15 +87,75 @@ def deface(
             volume.meta.path,
         )
     report(on_progress, method, 0, 1)
-    try:
-        removed = METHODS[method](head, **options)
-    except TypeError as error:
-        raise RefaceRiskError(f"{method}: {error}", "see its documentation for its options") from error
-    removed &= ~head.brain
-    if method == "average_face":
-        result = replace_face(volume, removed, head.registration, head.template)
+    if engine == "original":
+        result, removed = run_original(head, method, on_progress=on_progress, **options)
     else:
-        result = volume.replaced(removed, np.float32(0))
-    quality = assess(volume, removed, head.brain, head.registration, head.template)
+        result, removed = _builtin(head, method, options)
+    quality = assess(volume, removed, head.brain, head.registration, head.template, result)
     report(on_progress, method, 1, 1, quality.verdict)
-    return Defaced(result, removed, head.brain, head.registration, quality, method, dict(options))
+    told = {name: value for name, value in options.items() if name != "mask"}
+    return Defaced(result, removed, head.brain, head.registration, quality, method, told)
+
+
+def _builtin(head: Head, method: str, options: Mapping) -> tuple[Volume, np.ndarray]:
+    own = {name: value for name, value in options.items() if name not in _FILL_OPTIONS}
+    removed = METHODS[method](head, **own) & ~head.brain
+    if not removed.any():
+        raise RefaceRiskError(f"{method} finds nothing to remove", "lower its margin_mm", head.volume.meta.path)
+    return filled(head, removed, **{name: options[name] for name in _FILL_OPTIONS}), removed
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+_FILL_OPTIONS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(filled).parameters.items()
+    if parameter.default is not parameter.empty
+}
+
+
+def options_of(method: str, engine: str = "builtin") -> dict[str, object]:
+    """Options of a method with their defaults, those of the fill included.
+
+    Raises :class:`RefaceRiskError` for an unknown method or engine.
+    """
+    if engine not in ENGINES:
+        raise RefaceRiskError(f"engine {engine!r} is not available", f"choose one of {', '.join(ENGINES)}")
+    known = METHODS if engine == "builtin" else PROGRAMS
+    if method not in known:
+        kind = "defacing method" if engine == "builtin" else "original program"
+        raise RefaceRiskError(f"unknown {kind} {method!r}", f"choose one of {', '.join(known)}")
+    if engine == "original":
+        return dict(PROGRAMS[method].options)
+    fill = {**_FILL_OPTIONS, "fill": "average" if method == "average_face" else "zero"}
+    return {**_defaults(METHODS[method]), **fill}
+
+
+def checked_options(method: str, engine: str, given: Mapping[str, object]) -> dict[str, object]:
+    """The options of a method with those that were given put in, in the type of their default."""
+    options = options_of(method, engine)
+    for name, value in given.items():
+        if name not in options:
+            told = ", ".join(options) or "none"
+            raise RefaceRiskError(f"{method} has no option {name!r}", f"its options: {told}")
+        options[name] = _checked(method, name, value)
+    return options
+
+
+def _checked(method: str, name: str, value: object) -> object:
+    if name.endswith("_mm"):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = np.nan
+        if not 0 <= number <= 200 or (name == "blur_mm" and number == 0):
+            raise RefaceRiskError(f"{method}: {name} is {value!r}", "give millimetres from 0 to 200")
+        return number
+    if name == "fill" and value not in FILLS:
+        raise RefaceRiskError(f"unknown fill {value!r}", f"choose one of {', '.join(FILLS)}")
+    return value
+
+
+def _defaults(function: Callable) -> dict[str, object]:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}

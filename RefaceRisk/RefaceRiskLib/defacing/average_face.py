@@ -12,19 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ..hounsfield import AIR_HU, is_hounsfield
 from ..registration import Registration, bent, deform, pull, working_image
 from ..surface.draw import draw_face
 from ..surface.extract import skin_level
 from ..template import Grid, Template
 from ..volumes import Volume
-from .base import Head
-from .mri_deface import mri_deface
-from .pydeface import pydeface
+from .base import Head, carried
 
 
 def average_face(head: Head, margin_mm: float = 8.0) -> np.ndarray:
-    """The voxels that get the average face: those of both face masks, (I, J, K) bool."""
-    return mri_deface(head, margin_mm) | pydeface(head, margin_mm)
+    """The voxels that get the average face: facial tissue and the air before it, (I, J, K) bool."""
+    template = head.template
+    return carried(head, template.region("removable") | template.face_mask) & (head.brain_distance > margin_mm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,9 @@ def replace_face(head: Volume, removed: np.ndarray, registration: Registration, 
     affine_only, grid = Registration(registration.matrix), Grid(template.shape, template.affine)
     level = skin_level(head)
     visible = pull(head.intensities, head.affine, affine_only, template.shape, template.affine)
-    tissue = matched_tissue(fitted.tissue, visible, fitted.known, level)
-    return draw_face(head, removed, affine_only, template, [(fitted.distance, grid)], [(tissue, grid)], level)
+    air = AIR_HU if is_hounsfield(head.intensities) else 0.0
+    tissue = air + matched_tissue(fitted.tissue, visible - air, fitted.known, level - air)
+    return draw_face(head, removed, affine_only, template, [(fitted.distance, grid)], [(tissue, grid)], level, air)
 
 
 def matched_tissue(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from ..registration import Registration
+from ..registration import Registration, carry
 from ..template import Template
 from ..volumes import Volume
 
@@ -21,6 +20,8 @@ class Quality:
     brain_voxels_touched : removed voxels inside the brain mask (the promise is 0).
     face_surface_removed : share (0..1) of the template's face skin that was cut away.
     overlap, correlation : of the registration, see :class:`RegistrationQuality`.
+    left : share (0..1) of the skin of eyes, nose, mouth and chin that the defaced image still shows.
+    disagreement_mm : how far the head's own forehead, crown, back and sides lie from the registered template's.
     """
 
     verdict: str
@@ -29,6 +30,8 @@ class Quality:
     face_surface_removed: float
     overlap: float
     correlation: float
+    left: dict[str, float] = field(default_factory=dict)
+    disagreement_mm: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,14 @@ class Head:
 class Defacer(Protocol):
     """A method: the voxels to remove, as (I, J, K) bool; how they are filled is not its concern."""
 
-    def __call__(self, head: Head, **options: float) -> np.ndarray: ...
+    def __call__(self, head: Head, **options: object) -> np.ndarray: ...
 
 
-Fill = Callable[[Head, np.ndarray], Volume]
+def carried(head: Head, inside: np.ndarray) -> np.ndarray:
+    """A region of the template on the head's grid, (I, J, K) bool, by the affine alone: faces must not bend masks.
+
+    ``inside`` (X, Y, Z): bool, or a float map that is positive inside.
+    """
+    level, outside = (0.5, 0.0) if inside.dtype == bool else (0.0, -1.0)
+    affine = Registration(head.registration.matrix)
+    return carry(inside, head.template, affine, head.volume, cval=outside) > level

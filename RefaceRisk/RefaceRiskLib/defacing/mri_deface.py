@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..registration import Registration, carry
-from .base import Head
+from .base import Head, carried
 
 
 def mri_deface(head: Head, margin_mm: float = 8.0) -> np.ndarray:
     """Voxels that may be face and lie more than ``margin_mm`` from the brain, (I, J, K) bool."""
-    affine = Registration(head.registration.matrix)
-    may_be_face = carry(head.template.region("removable"), head.template, affine, head.volume) > 0.5
-    return may_be_face & (head.brain_distance > margin_mm)
+    return carried(head, head.template.region("removable")) & (head.brain_distance > margin_mm)
