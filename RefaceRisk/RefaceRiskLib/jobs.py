@@ -48,24 +48,30 @@ def deface(
     quality_out: str | Path | None = None,
     mask: str | Path | None = None,
     options: Mapping[str, object] | None = None,
+    picture: str | Path | None = None,
+    force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Done:
     """Removes the face of the head in `source`; `mask_out` gets the removed region (1 = removed).
 
     `mask`: what the method `interactive` removes. `options`: of the method, as `margin_mm`, `fill`, `seed`.
+    `picture`: a page (PNG) with slices, renderings and the verdict; it shows the true face. `force` writes the result
+    even if brain was touched or the registration failed.
     A DICOM folder as `source` and a name without an ending as `out` give a de-identified DICOM series.
     Raises RefaceRiskError for an unreadable head, an unknown method, engine or option, or an output that is an input.
     """
     inputs = [path for path in (source, mask) if path is not None]
-    outputs = _Outputs(inputs=inputs, main=out, others={"mask": mask_out, "quality": quality_out})
+    outputs = _Outputs(inputs=inputs, main=out, others={"mask": mask_out, "quality": quality_out, "picture": picture})
+    if picture is not None:
+        _must_be_png(picture)
     from .defacing import deface as remove_face
 
     began = time.perf_counter()
     head = volumes.load(source)
     volumes.check_head(head)
     options = dict(options or {}) | ({} if mask is None else {"mask": load_mask(mask, head)})
-    defaced = remove_face(head, method, engine=engine, on_progress=on_progress, **options)
-    told = {"engine": engine, **_plain(defaced.options)} | ({} if mask is None else {"mask": str(mask)})
+    defaced = remove_face(head, method, engine=engine, force=force, on_progress=on_progress, **options)
+    told = {"engine": engine, **_plain(defaced.options)} | ({} if mask is None else {"mask": Path(mask).name})
     record = {
         "command": "deface",
         "method": method,
@@ -88,11 +94,121 @@ def deface(
         outputs.volume("mask", mask, record)
     if quality_out is not None:
         outputs.text("quality", json.dumps(record["quality"], indent=2) + "\n")
+    if picture is not None:
+        from .defacing.qc_picture import qc_page
+
+        report(on_progress, "picture", 0, 1)
+        qc_page(head, defaced, outputs.path("picture"), title=Path(source).name)
+        outputs.note("picture")
     if outputs.main_is_series:
         outputs.series("defaced", head, defaced, method, record)
     else:
         outputs.volume("defaced", result, {**hygiene.bids_physics(Path(source)), **record})
     return Done(outputs.written, record, {"head": head, "defaced": defaced})
+
+
+def compare(
+    source: str | Path,
+    out: str | Path,
+    methods: Sequence[str] | None = None,
+    picture: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Runs several defacers on the head in `source`, on one registration, and writes what they made to folder `out`.
+
+    For each method `METHOD.nii.gz` and `METHOD_mask.nii.gz`, for all `comparison.tsv`, `comparison.json` and
+    `comparison.png` (it shows the true face). `methods` (default: all that need no mask drawn by hand).
+    Raises RefaceRiskError for an unreadable head, an unknown method, or an output that is an input.
+    """
+    from .defacing import compare as comparing
+
+    methods = list(comparing.automatic_methods() if methods is None else methods)
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise RefaceRiskError("is a file", "name a folder for the defaced volumes", out)
+    files = {name: out / f"comparison.{name}" for name in ("tsv", "json")}
+    files |= {"picture": out / "comparison.png"} if picture else {}
+    files |= {method: out / f"{method}.nii.gz" for method in methods}
+    files |= {f"{method} mask": out / f"{method}_mask.nii.gz" for method in methods}
+    outputs = _Outputs(inputs=[source], main=None, others=files)
+    head = volumes.load(source)
+    volumes.check_head(head)
+    comparison = comparing.compare(head, methods, on_progress=on_progress)
+    rows = comparison.rows()
+    record = {
+        "command": "compare",
+        "version": __version__,
+        "input": _origin(head, source),
+        "registration": _plain(comparison.head.registration.quality),
+        "preparing_seconds": round(comparison.preparing_seconds, 2),
+        "rows": _plain(rows),
+    }
+    for method, result in comparison.results.items():
+        told = {**record, "method": method, "options": _plain(result.options), "quality": _plain(result.quality)}
+        del told["rows"]
+        volume = result.volume.noted(description=f"MRIRefaceRisk {__version__}: face removed ({method})"[:79])
+        if result.options.get("fill") == "average":
+            told["synthetic"] = True
+            volume = result.volume.noted(description=_note(method))
+        mask = head.with_intensities(result.removed, dtype=np.uint8).noted(description="1 = removed by defacing")
+        outputs.volume(f"{method} mask", mask, told)
+        outputs.volume(method, volume, told)
+    if picture:
+        from .defacing.qc_picture import comparison_picture
+
+        report(on_progress, "picture", 0, 1)
+        comparison_picture(comparison, outputs.path("picture"), title=Path(source).name)
+        outputs.note("picture")
+    outputs.text("tsv", tsv(rows, comparing.COLUMNS))
+    outputs.text("json", json.dumps(record, indent=2) + "\n")
+    return Done(outputs.written, record, {"comparison": comparison})
+
+
+def montage(sources: Sequence[str | Path], out: str | Path, on_progress: OnProgress | None = None) -> Done:
+    """One sheet (PNG) of the defaced heads in `sources`: files, or folders of which every defaced volume is taken.
+
+    Verdicts are read from the JSON files beside them. In folders, volumes whose record is that of a mask or of another
+    command are left out. Raises RefaceRiskError where there is none.
+    """
+    _must_be_png(out)
+    files = [path for source in sources for path in _defaced_in(Path(source))]
+    outputs = _Outputs(inputs=files, main=None, others={"montage": out})
+    from .defacing.qc_picture import montage as draw
+    from .defacing.qc_picture import tile_of
+
+    if not files:
+        raise RefaceRiskError("no defaced volumes", "name some, or a folder that `refacerisk deface` wrote to", sources[0])
+    tiles = []
+    for number, (label, path) in enumerate(zip(_labels(files), files, strict=True)):
+        report(on_progress, "montage", number, len(files), label)
+        tiles.append(tile_of(label, volumes.load(path), _record_of(path)))
+    draw(tiles, outputs.path("montage"))
+    outputs.note("montage")
+    report(on_progress, "montage", len(files), len(files))
+    verdicts = {label: tile.verdict for label, tile in zip(_labels(files), tiles, strict=True)}
+    return Done(outputs.written, {"command": "montage", "version": __version__, "verdicts": verdicts})
+
+
+def _defaced_in(source: Path) -> list[Path]:
+    """The file itself, or the defaced volumes in a folder and the folders below it, told by their records."""
+    if not source.is_dir():
+        return [source]
+    names = sorted(path for path in source.rglob("*") if _is_volume_name(path))
+    return [path for path in names if "quality" in _record_of(path) and not _stem(path).endswith("mask")]
+
+
+def _record_of(path: Path) -> dict:
+    """The JSON record beside a volume; empty where there is none."""
+    try:
+        record = json.loads(_sidecar_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _must_be_png(path: str | Path) -> None:
+    if Path(path).suffix.lower() != ".png":
+        raise RefaceRiskError("the picture is a PNG", "name the file .png", path)
 
 
 def reface(
@@ -189,8 +305,8 @@ def measure(
     outputs = _Outputs(inputs=inputs, main=None, others={"distances": out, "picture": picture})
     if out is not None and Path(out).suffix.lower() not in (".json", ".tsv"):
         raise RefaceRiskError("distances are written as .json or .tsv", "name the file so", out)
-    if picture is not None and Path(picture).suffix.lower() != ".png":
-        raise RefaceRiskError("the picture is a PNG", "name the file .png", picture)
+    if picture is not None:
+        _must_be_png(picture)
     from .registration import register
     from .surface.measure import COLUMNS
     from .surface.measure import measure as measure_surfaces
@@ -265,6 +381,8 @@ def _demo(**arguments) -> Done:
 
 JOBS: dict[str, Callable[..., Done]] = {
     "deface": deface,
+    "compare": compare,
+    "montage": montage,
     "reface": reface,
     "measure": measure,
     "train": train,
@@ -318,11 +436,7 @@ def is_synthetic(volume: volumes.Volume, path: str | Path) -> bool:
         note = bytes(header.fields["descrip"]).decode("ascii", "replace")
     elif isinstance(header, Mapping):
         note = str(header.get("description", ""))
-    try:
-        record = json.loads(_sidecar_of(Path(path)).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    return note.startswith("SYNTHETIC") or (isinstance(record, dict) and record.get("synthetic") is True)
+    return note.startswith("SYNTHETIC") or _record_of(Path(path)).get("synthetic") is True
 
 
 def table(rows: Sequence[Mapping]) -> str:
@@ -336,6 +450,26 @@ def table(rows: Sequence[Mapping]) -> str:
         )
         for line in lines
     )
+
+
+def comparison_table(rows: Sequence[Mapping]) -> str:
+    """The table that `compare` prints: a line a method, the reasons of those that are not ok below."""
+    lines = [("method", "verdict", "face gone", "still seen: eyes", "nose", "mouth", "brain touched", "ml", "s")]
+
+    def cell(value: object, form: str) -> str:
+        return "n/a" if value is None else format(value, form)
+
+    for row in rows:
+        shares = (cell(row[f"{name}_left"], ".0%") for name in ("eyes", "nose", "mouth"))
+        numbers = (cell(row["brain_voxels_touched"], "d"), cell(row["removed_ml"], ".0f"), cell(row["seconds"], ".1f"))
+        lines.append((row["method"], row["verdict"], cell(row["face_surface_removed"], ".0%"), *shares, *numbers))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    told = [
+        "  ".join([line[0].ljust(widths[0]), line[1].ljust(widths[1])]
+                  + [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)])
+        for line in lines
+    ]  # fmt: skip
+    return "\n".join(told + [f"{row['method']}: {row['reason']}" for row in rows if row["reason"]])
 
 
 def tsv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ Voxels outside the removed region stay bit for bit, whatever the fill.
 from __future__ import annotations
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from ..errors import RefaceRiskError
@@ -68,10 +69,17 @@ def blurred(volume: Volume, removed: np.ndarray, sigma_mm: float) -> np.ndarray:
     to a hundredth of the brightest, since a Gaussian stored with all its digits can be undone.
     """
     box = ndimage.find_objects(removed.astype(np.uint8))[0]
-    mask = removed[box].astype(np.float32)
-    sigma = sigma_mm / volume.spacing
-    weight = ndimage.gaussian_filter(mask, sigma, mode="constant")
-    smooth = ndimage.gaussian_filter(volume.intensities[box] * mask, sigma, mode="constant")
-    values = smooth[removed[box]] / np.maximum(weight[removed[box]], 1e-6)
+    inside = removed[box]
+    mask = inside.astype(np.float32)
+    weight = _gaussian(mask, sigma_mm / volume.spacing)[inside]
+    values = _gaussian(volume.intensities[box] * mask, sigma_mm / volume.spacing)[inside] / np.maximum(weight, 1e-3)
+    values = np.clip(values, volume.intensities[box][inside].min(), volume.intensities[box][inside].max())
     step = float(np.abs(values).max()) / 100
     return np.rint(values / step) * step if step else values
+
+
+def _gaussian(array: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Gaussian of ``sigma`` (3,) voxels with zeros around; recursive, as fast for 20 voxels as for one."""
+    padded = np.pad(array, 4)  # the filter needs four voxels along each axis
+    image = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(padded), sigma[::-1].tolist())
+    return sitk.GetArrayFromImage(image)[4:-4, 4:-4, 4:-4]
