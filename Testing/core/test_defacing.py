@@ -171,7 +171,7 @@ def test_skull_strip_leaves_the_brain_and_little_else(head, defaced):
     kept = ~defaced("skull_strip").removed
     assert kept[brain].all()
     away_mm = ndimage.distance_transform_edt(~brain, 2.0)[kept]
-    assert np.percentile(away_mm, 95) < 12
+    assert np.percentile(away_mm, 95) < 16
 
 
 def test_the_wedge_of_pydeface_holds_eyes_nose_mouth_and_chin():

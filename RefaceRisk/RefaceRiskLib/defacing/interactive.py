@@ -8,7 +8,7 @@ from ..errors import RefaceRiskError
 from .base import Head
 
 
-def interactive(head: Head, mask: np.ndarray | None = None, margin_mm: float = 2.0) -> np.ndarray:
+def interactive(head: Head, mask: np.ndarray | None = None, margin_mm: float = 5.0) -> np.ndarray:
     """Voxels of ``mask`` that lie more than ``margin_mm`` from the brain, (I, J, K) bool.
 
     ``mask`` (I, J, K): non-zero is to go. Raises :class:`RefaceRiskError` when it is missing, empty or of another grid.

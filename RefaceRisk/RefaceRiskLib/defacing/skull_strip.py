@@ -7,6 +7,6 @@ import numpy as np
 from .base import Head
 
 
-def skull_strip(head: Head, margin_mm: float = 2.0) -> np.ndarray:
+def skull_strip(head: Head, margin_mm: float = 8.0) -> np.ndarray:
     """Voxels more than ``margin_mm`` from the brain, (I, J, K) bool."""
     return head.brain_distance > margin_mm
