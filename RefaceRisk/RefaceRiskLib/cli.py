@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_deface, _add_reface, _add_measure, _add_train, _add_demo):
+    for add in (_add_deface, _add_compare, _add_montage, _add_reface, _add_measure, _add_train, _add_demo):
         add(commands)
     return parser
 
@@ -92,6 +92,24 @@ def _add_deface(commands) -> None:
     )
     command.add_argument("--mask-out", metavar="F", help="write the removed region (1 = removed)")
     command.add_argument("--quality-out", metavar="F.json", help="write the quality figures")
+    command.add_argument(
+        "--picture",
+        metavar="F.png",
+        help="draw a page to judge it by: slices, before and after; shows the true face too",
+    )
+    command.add_argument(
+        "--force", action="store_true", help="write the result even if brain is touched or the registration failed"
+    )
+    command.add_argument(
+        "--apply-to",
+        metavar="OTHER",
+        nargs="+",
+        default=[],
+        help="other images of this head (T2w, FLAIR, CT): the same tissue is removed, on their own grids",
+    )
+    command.add_argument(
+        "--apply-out", metavar="DIR", help="folder for OTHER's results, <name>_defaced.nii.gz (default: that of OUT)"
+    )
     options = command.add_argument_group("options that a method may take (it says which when given another)")
     options.add_argument("--mask", metavar="F", help="interactive: what is to go (1), on the grid of IN")
     options.add_argument("--margin-mm", metavar="MM", help="distance that is kept from the brain")
@@ -121,15 +139,79 @@ def _deface(arguments: argparse.Namespace) -> None:
             quality_out=arguments.quality_out,
             mask=arguments.mask,
             options={name: value for name, value in given.items() if value is not None},
+            picture=arguments.picture,
+            force=arguments.force,
+            apply_to=arguments.apply_to,
+            apply_out=arguments.apply_out,
             on_progress=on_progress,
         )
-    quality = done.record["quality"]
+    _say(arguments, _verdict(done.record["quality"]))
+    for name, record in done.record.get("carried", {}).items():
+        overlap, sharpness = (record["options"][f"rigid_{figure}"] for figure in ("overlap", "sharpness"))
+        rigid = f"aligned with overlap {overlap:.3f}, sharpness {sharpness:.2f}"
+        _say(arguments, f"{name}: {_verdict(record['quality'])}; {rigid}")
+    _say_paths(arguments, done)
+
+
+def _verdict(quality: dict) -> str:
     told = f"{quality['verdict']}: {quality['reason']}" if quality["reason"] else quality["verdict"]
     share = 100 * quality["face_surface_removed"]
-    _say(
-        arguments,
-        f"{told} ({share:.0f} % of the face surface gone, brain voxels touched: {quality['brain_voxels_touched']})",
+    return f"{told} ({share:.0f} % of the face surface gone, brain voxels touched: {quality['brain_voxels_touched']})"
+
+
+def _add_compare(commands) -> None:
+    command = _command(
+        commands,
+        "compare",
+        _compare,
+        "run several defacers on one head, side by side",
+        "Registers the head once, runs every method on it and writes to OUT_DIR the defaced volumes, their\n"
+        "masks, comparison.tsv and .json, and comparison.png (which shows the true face too).",
+        "refacerisk compare head.nii.gz comparison/ --methods pydeface quickshear fsl_deface",
+        parser_class=_ListsMethods,
     )
+    command.add_argument("source", metavar="IN", help="whole-head volume (file or DICOM folder)")
+    command.add_argument("out", metavar="OUT_DIR", help="folder for all that is written")
+    command.add_argument(
+        "--methods", metavar="M", nargs="+", help="defacers (default: all that need no mask), see below"
+    )
+    command.add_argument("--no-picture", action="store_true", help="do not draw comparison.png")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    with _progress(arguments) as on_progress:
+        done = jobs.compare(
+            arguments.source,
+            arguments.out,
+            methods=arguments.methods,
+            picture=not arguments.no_picture,
+            on_progress=on_progress,
+        )
+    print(jobs.comparison_table(done.record["rows"]))
+    _say_paths(arguments, done)
+
+
+def _add_montage(commands) -> None:
+    command = _command(
+        commands,
+        "montage",
+        _montage,
+        "one sheet of many defaced heads, to look them over",
+        "Draws each defaced head with the verdict that `refacerisk deface` left in the JSON file beside it;\n"
+        "what is not ok comes first.",
+        "refacerisk montage defaced/ --out montage.png",
+    )
+    command.add_argument("sources", metavar="DIR|FILE", nargs="+", help="defaced volumes, or folders that hold them")
+    command.add_argument("--out", required=True, metavar="F.png", help="the sheet to write")
+
+
+def _montage(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    with _progress(arguments) as on_progress:
+        done = jobs.montage(arguments.sources, arguments.out, on_progress=on_progress)
     _say_paths(arguments, done)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SYNTHETIC = f"SYNTHETIC face, MRIRefaceRisk {__version__}"
 DRAWING_METHODS = ("average_face", "mri_reface")  # defacers that put another face where the face was
+MASK = "removed region"  # what the record of a mask says, so that nobody takes it for a head
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def deface(
     options: Mapping[str, object] | None = None,
     picture: str | Path | None = None,
     force: bool = False,
+    apply_to: Sequence[str | Path] = (),
+    apply_out: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Done:
     """Removes the face of the head in `source`; `mask_out` gets the removed region (1 = removed).
@@ -58,10 +61,14 @@ def deface(
     `picture`: a page (PNG) with slices, renderings and the verdict; it shows the true face. `force` writes the result
     even if brain was touched or the registration failed.
     A DICOM folder as `source` and a name without an ending as `out` give a de-identified DICOM series.
+    `apply_to`: other images of the same head, which lose the same tissue on their own grids; they are written to the
+    folder `apply_out` (default: that of `out`) as `<name>_defaced`. Either all images are written or none.
     Raises RefaceRiskError for an unreadable head, an unknown method, engine or option, or an output that is an input.
     """
-    inputs = [path for path in (source, mask) if path is not None]
-    outputs = _Outputs(inputs=inputs, main=out, others={"mask": mask_out, "quality": quality_out, "picture": picture})
+    inputs = [path for path in (source, mask, *apply_to) if path is not None]
+    carried_out = _carried_names(apply_to, Path(out).parent if apply_out is None else Path(apply_out))
+    others = {"mask": mask_out, "quality": quality_out, "picture": picture, **carried_out}
+    outputs = _Outputs(inputs=inputs, main=out, others=others)
     if picture is not None:
         _must_be_png(picture)
     from .defacing import deface as remove_face
@@ -84,6 +91,7 @@ def deface(
         "removed_voxels": int(np.count_nonzero(defaced.removed)),
         "seconds": round(time.perf_counter() - began, 2),
     }
+    carried = _carry(defaced, dict(zip(carried_out, apply_to, strict=True)), record, force, on_progress)
     result = defaced.volume.noted(description=f"MRIRefaceRisk {__version__}: face removed ({method})"[:79])
     if told.get("fill", "average" if method in DRAWING_METHODS else "zero") == "average":
         record["synthetic"] = True
@@ -91,7 +99,7 @@ def deface(
     outputs.begin()
     if mask_out is not None:
         mask = head.with_intensities(defaced.removed, dtype=np.uint8).noted(description="1 = removed by defacing")
-        outputs.volume("mask", mask, record)
+        outputs.volume("mask", mask, {**record, "content": MASK})
     if quality_out is not None:
         outputs.text("quality", json.dumps(record["quality"], indent=2) + "\n")
     if picture is not None:
@@ -100,11 +108,56 @@ def deface(
         report(on_progress, "picture", 0, 1)
         qc_page(head, defaced, outputs.path("picture"), title=Path(source).name)
         outputs.note("picture")
+    for name, (volume, told) in carried.items():
+        outputs.volume(name, volume, told)
     if outputs.main_is_series:
         outputs.series("defaced", head, defaced, method, record)
     else:
         outputs.volume("defaced", result, {**hygiene.bids_physics(Path(source)), **record})
+    record = {**record, "carried": {name: told for name, (_, told) in carried.items()}}
     return Done(outputs.written, record, {"head": head, "defaced": defaced})
+
+
+def _carried_names(sources: Sequence[str | Path], folder: Path) -> dict[str, Path]:
+    """Name -> where to write, of each image that a defacing is carried to; its own file type where that is written."""
+    found = {}
+    for label, path in zip(_labels(sources), map(Path, sources), strict=True):
+        ending = path.name[len(_stem(path)) :].lower()
+        kept = ending if ending and ending != ".nhdr" else ".nii.gz"
+        stem = path.stem if path.suffix.lower() == ".dcm" else _stem(path)
+        found[f"{label} defaced"] = folder / f"{stem}_defaced{kept}"
+    return found
+
+
+def _carry(
+    defaced, sources: Mapping[str, str | Path], record: Mapping, force: bool, on_progress: OnProgress | None
+) -> dict[str, tuple[volumes.Volume, dict]]:
+    """Name -> the other image without its face and its record."""
+    if not sources:
+        return {}
+    from .defacing.apply_to import apply_to
+
+    done = {}
+    for name, path in sources.items():
+        began = time.perf_counter()
+        other = volumes.load(path)
+        result = apply_to(defaced, other, force=force, on_progress=within(on_progress, name))
+        told = {
+            **hygiene.bids_physics(Path(path)),
+            **record,
+            "options": {**record["options"], **_plain(result.options)},
+            "input": _origin(other, path),
+            "carried_from": record["input"],
+            "registration": _plain(result.registration.quality),
+            "quality": _plain(result.quality),
+            "removed_voxels": int(np.count_nonzero(result.removed)),
+            "seconds": round(time.perf_counter() - began, 2),
+        }
+        note = f"MRIRefaceRisk {__version__}: face removed ({result.method})"[:79]
+        if result.options.get("fill") == "average":
+            told["synthetic"], note = True, _note(result.method)
+        done[name] = (result.volume.noted(description=note), told)
+    return done
 
 
 def compare(
@@ -151,7 +204,7 @@ def compare(
             told["synthetic"] = True
             volume = result.volume.noted(description=_note(method))
         mask = head.with_intensities(result.removed, dtype=np.uint8).noted(description="1 = removed by defacing")
-        outputs.volume(f"{method} mask", mask, told)
+        outputs.volume(f"{method} mask", mask, {**told, "content": MASK})
         outputs.volume(method, volume, told)
     if picture:
         from .defacing.qc_picture import comparison_picture
@@ -177,7 +230,9 @@ def montage(sources: Sequence[str | Path], out: str | Path, on_progress: OnProgr
     from .defacing.qc_picture import tile_of
 
     if not files:
-        raise RefaceRiskError("no defaced volumes", "name some, or a folder that `refacerisk deface` wrote to", sources[0])
+        raise RefaceRiskError(
+            "no defaced volumes", "name some, or a folder that `refacerisk deface` wrote to", sources[0]
+        )
     tiles = []
     for number, (label, path) in enumerate(zip(_labels(files), files, strict=True)):
         report(on_progress, "montage", number, len(files), label)
@@ -194,7 +249,8 @@ def _defaced_in(source: Path) -> list[Path]:
     if not source.is_dir():
         return [source]
     names = sorted(path for path in source.rglob("*") if _is_volume_name(path))
-    return [path for path in names if "quality" in _record_of(path) and not _stem(path).endswith("mask")]
+    records = {path: _record_of(path) for path in names}
+    return [path for path, record in records.items() if "quality" in record and record.get("content") != MASK]
 
 
 def _record_of(path: Path) -> dict:

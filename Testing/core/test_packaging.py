@@ -32,7 +32,7 @@ LAYERS = (
         "hygiene",
         "dicom_write",
     ),
-    ("registration", "template", "tissue", "synthesis", "brainmask"),
+    ("registration", "template", "tissue", "rigid", "synthesis", "brainmask"),
     ("defacing", "surface", "radiodensity", "radiodensity.ct", "template_build"),
     ("diffusion", "brainmask.training"),
     (
