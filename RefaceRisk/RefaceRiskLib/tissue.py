@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from .errors import RefaceRiskError
 from .registration import Registration, carry
 from .volumes import Volume
 
 if TYPE_CHECKING:
+    from .brainmask.inference import FoundBrain
     from .template import Template
 
 # A voxel nearer to the carried brain than this counts as brain: what affine and deformation leave uncertain.
 BRAIN_MARGIN_MM = 3.0
+BRAIN_METHODS = ("auto", "network", "registration")
 
 
 def body_level(image: np.ndarray) -> float:
@@ -60,14 +63,59 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return labels == sizes.argmax()
 
 
-def brain_distance(head: Volume, template: Template, registration: Registration) -> np.ndarray:
-    """Distance in mm to the brain, negative inside, on the head's grid, (I, J, K) float32.
+def brain_distance(
+    head: Volume,
+    template: Template,
+    registration: Registration,
+    method: str = "auto",
+    found: FoundBrain | None = None,
+) -> np.ndarray:
+    """Distance in mm to the brain widened by :data:`BRAIN_MARGIN_MM`, negative inside, (I, J, K) float32.
 
-    The template's brain, carried by affine and deformation and widened by :data:`BRAIN_MARGIN_MM`.
+    Parameters
+    ----------
+    method : ``registration``: the template's brain, carried by affine and deformation. ``network``: what a small
+        network finds in the image whatever its contrast (:mod:`.brainmask`; needs torch, MONAI and the weights).
+        ``auto``: the union of both where the network can run and finds something like a brain, so that nothing that
+        either calls brain is touched; else the registration alone.
+    found : what :func:`find_brain` returned for this head, to spare a second run.
+
+    Raises :class:`RefaceRiskError` for an unknown method, and for ``network`` where it cannot run.
     """
-    return carry(template.brain_distance, template, registration, head, cval=60.0) - BRAIN_MARGIN_MM
+    if method not in BRAIN_METHODS:
+        raise RefaceRiskError(f"unknown brain mask {method!r}", f"choose one of {', '.join(BRAIN_METHODS)}")
+    if method != "registration":
+        found = found or find_brain(head)
+        if found is None and method == "network":
+            raise RefaceRiskError(
+                "no brain was found by the network", "use the registration's brain mask", head.meta.path
+            )
+    if method == "network":
+        return found.on(head) - BRAIN_MARGIN_MM
+    carried = carry(template.brain_distance, template, registration, head, cval=60.0)
+    if found is not None and method == "auto":
+        np.minimum(carried, found.on(head), out=carried)
+    return carried - BRAIN_MARGIN_MM
 
 
-def brain_mask(head: Volume, template: Template, registration: Registration) -> np.ndarray:
-    """Brain with its safety margin, (I, J, K) bool."""
-    return brain_distance(head, template, registration) <= 0
+def find_brain(head: Volume) -> FoundBrain | None:
+    """The brain that the network finds in a head; None without torch, MONAI or weights, or if it is no brain's size."""
+    from .brainmask import inference
+
+    if not inference.available():
+        return None
+    found = inference.find_brain(head)
+    return found if found.plausible else None
+
+
+def brain_mask(
+    head: Volume,
+    template: Template,
+    registration: Registration,
+    method: str = "auto",
+    margin_mm: float = BRAIN_MARGIN_MM,
+    found: FoundBrain | None = None,
+) -> np.ndarray:
+    """Brain, its ventricles and the fluid around it, widened by ``margin_mm``, (I, J, K) bool; see
+    :func:`brain_distance`."""
+    return brain_distance(head, template, registration, method, found) <= margin_mm - BRAIN_MARGIN_MM

@@ -28,7 +28,7 @@ LAYERS = (
         "nifti",
         "mgh",
         "dicom",
-        "volumes",
+        "volumes", "diffusion.weights",
         "hygiene",
         "dicom_write",
     ),

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..brainmask.alignment import register_checked
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from ..registration import register
 from ..template import Template, load_template
-from ..tissue import brain_distance
+from ..tissue import brain_distance, find_brain
 from ..volumes import Volume, check_head
 from .average_face import average_face, replace_face
 from .base import Defaced, Defacer, Head, Quality
@@ -42,12 +42,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-def prepare(volume: Volume, template: Template | None = None, on_progress: OnProgress | None = None) -> Head:
-    """Register a head and find its brain: the part that all methods share."""
+def prepare(
+    volume: Volume, template: Template | None = None, on_progress: OnProgress | None = None, brain: str = "auto"
+) -> Head:
+    """Register a head and find its brain: the part that all methods share.
+
+    ``brain`` as ``method`` of :func:`..tissue.brain_distance`. The network's brain, where there is one, also checks
+    the registration and leads it where intensities have led it astray.
+    """
     check_head(volume)
     template = template or load_template()
-    registration = register(volume, template, deformable=True, on_progress=on_progress)
-    return Head(volume, template, registration, brain_distance(volume, template, registration))
+    found = find_brain(volume) if brain != "registration" else None
+    registration = register_checked(volume, template, found, deformable=True, on_progress=on_progress)
+    method = "registration" if found is None and brain == "auto" else brain
+    return Head(volume, template, registration, brain_distance(volume, template, registration, method, found))
 
 
 def deface(
@@ -72,9 +80,9 @@ def deface(
         ``fill`` (one of :data:`FILLS`), ``seed`` of the noise, ``blur_mm``.
 
     Returns a :class:`Defaced` that equals the input bit for bit outside its mask. Brain that an original program took
-    is not given back; it is counted in the quality and fails it.
+    is not given back; forced, it is counted in the quality and fails it.
     Raises :class:`RefaceRiskError` for an unknown method or option, for input that is no head, for a registration
-    that failed, and for a program that is absent or fails.
+    that failed, for brain that would be touched, and for a program that is absent or fails.
     """
     options = checked_options(method, engine, options)
     if engine == "original":
@@ -92,6 +100,12 @@ def deface(
     else:
         result, removed = _builtin(head, method, options)
     quality = assess(volume, removed, head.brain, head.registration, head.template, result)
+    if quality.brain_voxels_touched and not force:
+        raise RefaceRiskError(
+            f"{method} would remove {quality.brain_voxels_touched} brain voxels",
+            "choose another method, or force it",
+            volume.meta.path,
+        )
     report(on_progress, method, 1, 1, quality.verdict)
     told = {name: value for name, value in options.items() if name != "mask"}
     return Defaced(result, removed, head.brain, head.registration, quality, method, told)
