@@ -38,7 +38,7 @@ class Quality:
     overlap: float = 0.95
 
 
-def deface(head, method, engine="builtin", on_progress=None, **options):
+def deface(head, method, engine="builtin", force=False, on_progress=None, **options):
     if method not in METHODS or engine != "builtin":
         raise RefaceRiskError(f"unknown method {method} or engine {engine}", "choose another")
     for step in range(4):

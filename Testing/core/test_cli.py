@@ -86,7 +86,7 @@ def test_the_version_is_printed(capsys):
     assert stop.value.code == 0 and capsys.readouterr().out == f"refacerisk {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["deface", "reface", "measure", "train", "demo"])
+@pytest.mark.parametrize("command", ["deface", "compare", "montage", "reface", "measure", "train", "demo"])
 def test_every_command_has_a_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

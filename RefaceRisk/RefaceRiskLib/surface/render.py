@@ -86,9 +86,9 @@ def faces_figure(
     everything = [*rows, *heat]
     camera = _Camera.before(everything[0].surface, frame)
     for column, name in enumerate(VIEWS):
-        _write(canvas, name, left + (column + 0.5) * width, top * 0.62, round(19 * unit), FAINT, "centre")
+        write_line(canvas, name, left + (column + 0.5) * width, top * 0.62, round(19 * unit), FAINT, "centre")
     x = canvas.shape[1] - right + 20 * unit
-    _write(canvas, "mean distance", x, top * 0.62, round(19 * unit), FAINT)
+    write_line(canvas, "mean distance", x, top * 0.62, round(19 * unit), FAINT)
     models: dict[int, _Model] = {}
     with _quiet_window(2 * width, 2 * height) as window:
         for place, row in enumerate(everything):
@@ -102,12 +102,12 @@ def faces_figure(
             lines = _wrapped(row.label, 15)
             for number, line in enumerate(lines):
                 y = middle + (number - (len(lines) - 1 + synthetic) / 2) * 30 * unit
-                _write(canvas, line, 24 * unit, y, round(24 * unit), TEXT)
+                write_line(canvas, line, 24 * unit, y, round(24 * unit), TEXT)
             if synthetic:
                 y = middle + len(lines) / 2 * 30 * unit
-                _write(canvas, "synthetic", 24 * unit, y, round(20 * unit), ACCENT)
+                write_line(canvas, "synthetic", 24 * unit, y, round(20 * unit), ACCENT)
             if isinstance(row, FaceRow):
-                _write(canvas, row.distance_text, x, middle, round(34 * unit), TEXT, bold=True)
+                write_line(canvas, row.distance_text, x, middle, round(34 * unit), TEXT, bold=True)
     if heat:
         _scale_bar(canvas, top + len(rows) * height, height * len(heat), x, unit)
     return write_png(canvas, path)
@@ -120,16 +120,18 @@ def render_views(
     frame: np.ndarray | None = None,
     per_vertex: np.ndarray | None = None,
     supersample: int = 2,
+    camera_of: Surface | None = None,
 ) -> np.ndarray:
     """Pictures (V, height, width, 3) uint8 of one surface, a view for each azimuth in degrees (default: five).
 
-    `frame` as in `faces_figure`; `per_vertex` (N,) mm colours the surface. For a quick preview give one view,
-    a small height and supersample=1.
+    `frame` as in `faces_figure`; `per_vertex` (N,) mm colours the surface. `camera_of` is the surface at which the
+    camera was set up, where several are to be compared (default: this one). For a quick preview give one view, a
+    small height and supersample=1.
     """
     views = list(VIEWS.values()) if views is None else list(views)
     row = FaceRow("", surface) if per_vertex is None else HeatRow("", surface, per_vertex)
     with _quiet_window(supersample * round(ASPECT * height), supersample * height) as window:
-        camera = _Camera.before(surface, frame)
+        camera = _Camera.before(surface if camera_of is None else camera_of, frame)
         pictures = _drawn(window, _Model.of(surface, camera), views, camera, row, supersample)
     return np.stack(pictures)
 
@@ -305,7 +307,7 @@ def _grab(window) -> np.ndarray:
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(height, width, 3)[::-1].astype(np.float32)
 
 
-def _write(canvas, text: str, x: float, y: float, size: int, colour, align: str = "left", bold=False) -> None:
+def write_line(canvas, text: str, x: float, y: float, size: int, colour, align: str = "left", bold=False) -> None:
     """Write a line of text on the canvas, its middle at height `y`; shrunk where it would leave the canvas."""
     if not text:
         return
@@ -354,6 +356,6 @@ def _scale_bar(canvas, top: int, height: int, x: float, unit: float) -> None:
         row = round(y)
         canvas[row - 1 : row + 1, x + wide : x + wide + round(7 * unit)] = TEXT
         label = f"{value} mm" if value < SCALE_MM else f"≥ {value} mm"
-        _write(canvas, label, x + wide + 14 * unit, y, round(21 * unit), TEXT)
-    _write(canvas, "distance", x, start - 52 * unit, round(21 * unit), FAINT)
-    _write(canvas, "to the original", x, start - 26 * unit, round(21 * unit), FAINT)
+        write_line(canvas, label, x + wide + 14 * unit, y, round(21 * unit), TEXT)
+    write_line(canvas, "distance", x, start - 52 * unit, round(21 * unit), FAINT)
+    write_line(canvas, "to the original", x, start - 26 * unit, round(21 * unit), FAINT)
