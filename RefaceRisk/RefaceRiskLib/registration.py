@@ -8,6 +8,7 @@ so that a head and its defaced copy land in the same place.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import permutations, product
 from typing import TYPE_CHECKING
 
@@ -198,9 +199,16 @@ def _similarity_basis(matrix: np.ndarray, centre: np.ndarray, scale: float) -> n
 # --- the stages -------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4)
+def _template_image(template: Template, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """The template as a :func:`working_image`; kept, because every registration asks for the same few."""
+    return working_image(Volume(template.image, template.affine), spacing)
+
+
+@lru_cache(maxsize=4)
 def _core_points(template: Template, spacing: float, window_mm: float, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 3) inside the template's core with its locally normalised values (N,), at ``spacing`` mm."""
-    image, affine = working_image(Volume(template.image, template.affine), spacing)
+    image, affine = _template_image(template, spacing)
     normal = locally_normalised(image, spacing, window_mm)
     core = resample(template.core.astype(np.float32), template.affine, image.shape, affine) > 0.5
     index = np.argwhere(core)
@@ -259,7 +267,7 @@ def _multi_start(head_image, head_affine, template, turns: list[np.ndarray]) -> 
 
 def _mutual_information(head_image, head_affine, template, matrix: np.ndarray) -> np.ndarray:
     """Affine refinement by Mattes mutual information (SimpleITK), at 4 mm, on the template's core."""
-    image, affine = working_image(Volume(template.image, template.affine), MIDDLE_MM)
+    image, affine = _template_image(template, MIDDLE_MM)
     core = resample(template.core.astype(np.float32), template.affine, image.shape, affine) > 0.5
     fixed, moving = to_sitk((image, affine)), to_sitk((head_image, head_affine))
     method = sitk.ImageRegistrationMethod()
@@ -392,7 +400,7 @@ def deform(
     weight = template.head_dilated if known is None else known * template.head_dilated
     displacement = np.zeros((*template.image.shape, 3), np.float32)
     for spacing, iterations, smoothing in levels:
-        image, affine = working_image(Volume(template.image, template.affine), spacing)
+        image, affine = _template_image(template, spacing)
         target = locally_normalised(image, spacing, 2 * spacing)
         source, source_affine = (
             working_image(Volume(fine, fine_affine), spacing) if spacing > WORKING_MM else (fine, fine_affine)
