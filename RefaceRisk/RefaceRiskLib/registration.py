@@ -369,7 +369,7 @@ def deformed_beside_face(head: Volume, template: Template, registration: Registr
 
 def polish(fine, fine_affine, template, matrix: np.ndarray) -> np.ndarray:
     """Gauss-Newton on local correlation at 4 mm and 2 mm; kept only where it raises the correlation."""
-    for spacing, window, count, iterations in ((MIDDLE_MM, 12.0, 12000, 15), (WORKING_MM, 8.0, 60000, 12)):
+    for spacing, window, count, iterations in ((MIDDLE_MM, 12.0, 12000, 15), (WORKING_MM, 8.0, 60000, 30)):
         points, values = _core_points(template, spacing, window, count)
         image, affine = (
             working_image(Volume(fine, fine_affine), spacing) if spacing > WORKING_MM else (fine, fine_affine)
