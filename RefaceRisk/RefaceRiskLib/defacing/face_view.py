@@ -26,7 +26,7 @@ SHAVED_MM = {"eyes": 4.0, "nose": 8.0, "mouth": 4.0, "chin": 4.0}
 UNCHANGED = 0.02  # share of the contrast of tissue to air within which a voxel counts as kept
 FEW = 0.2  # share of a feature's lines below which they say nothing about it
 OUT_OF_VIEW = 0.5  # share of a feature outside the field of view from which it counts as cut
-PLATEAU = 0.27  # share of the nose's lines that end on the head's foremost plane: at most 0.20 on whole noses
+PLATEAU = 0.27  # share of a feature's lines on the head's foremost plane from which it counts as cut: else below 0.21
 EMPTY_SLICE_MM2 = 300.0  # a slice with less tissue than this lies outside the head
 
 
@@ -116,9 +116,12 @@ def _look(head: Volume, registration: Registration, template: Template) -> FaceV
         for name, (inner, outer, bottom, top) in PATCHES.items()
     }
     in_view = _in_view(head, level, scanned, expected, registration, template)
-    cut = [name for name, patch in patches.items() if (~in_view[patch]).mean() > OUT_OF_VIEW]
-    if "nose" not in cut and _ends_on_a_plane(head, skin, patches["nose"], registration, template):
-        cut.insert(0, "nose")
+    flat = _on_foremost_plane(head, skin, registration, template)
+    cut = [
+        name
+        for name, patch in patches.items()
+        if (~in_view[patch]).mean() > OUT_OF_VIEW or (flat[patch].mean() > PLATEAU and name != "eyes")
+    ]
     if _top_is_cut(head, level, scanned, registration, template):
         cut.append("top of the head")
     return FaceView(template, affine_only, tissue, air, (level - air) / SKIN_SHARE, skin, expected, in_view,
@@ -200,15 +203,14 @@ def _in_view(head, level, scanned, expected, registration, template) -> np.ndarr
     return inside & (place >= filled[0] - 1 if up > 0 else place <= filled[-1] + 1)
 
 
-def _ends_on_a_plane(head, skin, nose, registration, template) -> bool:
-    """Whether the nose ends on the foremost slice with tissue, as it does where the field of view cuts its tip."""
+def _on_foremost_plane(head, skin, registration, template) -> np.ndarray:
+    """(X, Z) bool: lines that end on the foremost slice with tissue. On a whole head that is the tip of the nose alone;
+    where the field of view cuts the face it is a plateau."""
     axis, forward = _native_axis(head, registration, 1)
     spacing = float(head.spacing[axis])
-    seen = np.isfinite(skin)
     place = forward * spacing * _voxel_coordinate(head, registration, axis, _expected_points(skin, template))
-    if not seen.any():
-        return False
-    return bool((place[nose & seen] > place[seen].max() - max(2.0, 0.6 * spacing)).mean() > PLATEAU)
+    place[~np.isfinite(skin)] = -np.inf
+    return np.isfinite(place) & (place > place.max() - max(2.0, 0.6 * spacing))
 
 
 def _top_is_cut(head, level, scanned, registration, template) -> bool:

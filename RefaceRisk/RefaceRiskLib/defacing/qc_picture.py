@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ..errors import RefaceRiskError
 from ..geometry import sample
-from ..surface.extract import Surface, extract_skin, skin_level
+from ..surface.extract import ANTIALIAS_VOXELS, Surface, extract_skin, isosurface, skin_level
 from ..surface.render import ASPECT, FAINT, HEIGHT_MM, TEXT, render_views, write_line, write_png
 from ..volumes import Volume
 from .base import Defaced, Quality
@@ -41,7 +41,8 @@ def qc_page(original: Volume, defaced: Defaced, path: str | os.PathLike, title: 
     height = 380
     _check_png(path)
     slices = [_slice(original, defaced, plane, height) for plane in PLANES.values()]
-    before, after = _surfaces(original, defaced)
+    level = skin_level(original)
+    before, after = extract_skin(original, level), _skin(defaced.volume, level)
     frame = defaced.registration.matrix
     rows = [
         render_views(surface, VIEWS.values(), height, frame, camera_of=before) if surface is not None else None
@@ -207,15 +208,12 @@ def _slice(original: Volume, defaced: Defaced | None, plane, height: int, frame:
     return picture.round().astype(np.uint8)
 
 
-def _surfaces(original: Volume, defaced: Defaced) -> tuple[Surface, Surface | None]:
-    level = skin_level(original)
-    return extract_skin(original, level), _skin(defaced.volume, level)
-
-
 def _skin(volume: Volume, level: float) -> Surface | None:
+    """The surface of a defaced head with every hollow that a cut has opened; None where nothing is above the level."""
+    field = ndimage.gaussian_filter(volume.intensities, ANTIALIAS_VOXELS, mode="nearest", truncate=3.0)
     try:
-        return extract_skin(volume, level)
-    except RefaceRiskError:  # nothing is left above the level
+        return isosurface(field, np.asarray(volume.affine, float), level)
+    except RefaceRiskError:
         return None
 
 
