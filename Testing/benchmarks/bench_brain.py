@@ -7,8 +7,7 @@ spinal canal). Each head has its own voxel size (1 to 3 mm), storage orientation
 
 registration   the template's brain, carried by a registration on intensities alone
 network        what the network finds
-guided         the template's brain, carried by a registration that starts from the brain that the network found
-missed         voxels of brain tissue (no fluid) outside the mask that defacers keep off (network and guided, + 3 mm)
+missed         voxels of brain tissue (no fluid) outside the mask that defacers keep off (both, + 3 mm)
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from pathlib import Path
 import heads
 import numpy as np
 
-from RefaceRiskLib.brainmask.alignment import register_with_brain
 from RefaceRiskLib.brainmask.contrasts import CONTRASTS, head_from_labels
 from RefaceRiskLib.brainmask.inference import find_brain, load_network
 from RefaceRiskLib.registration import register
@@ -45,7 +43,7 @@ def main() -> int:
     parser.add_argument("--network-only", action="store_true", help="no registrations")
     options = parser.parse_args()
     folder, template, network = heads.folder("label_heads_1mm"), load_template(), load_network(options.weights)
-    columns = ("network",) if options.network_only else ("registration", "network", "guided")
+    columns = ("network",) if options.network_only else ("registration", "network")
     print(f"{'head':5s}{'contrast':9s}{'voxels':20s}" + "".join(f"{c:>13s}" for c in columns) + "  missed  seconds")
     found_dice: dict[str, list[float]] = {column: [] for column in columns}
     missed_in_all = 0
@@ -63,9 +61,7 @@ def main() -> int:
             if not options.network_only:
                 alone = register(head.volume, template, deformable=True)
                 masks["registration"] = brain_mask(head.volume, template, alone, "registration", 0)
-                guided = register_with_brain(head.volume, template, found, deformable=True)
-                masks["guided"] = brain_mask(head.volume, template, guided, "registration", 0)
-                missed = ~brain_mask(head.volume, template, guided, "auto", found=found)
+                missed = ~brain_mask(head.volume, template, alone, "auto", found=found)
             missed = int((missed & head.tissue).sum())
             missed_in_all += missed
             values = [dice(masks[column], head.brain) for column in columns]

@@ -10,7 +10,7 @@ or MONAI before its functions run: without them the mask is the template's, see 
 ``examples``   training examples: label heads moved, bent, painted, defaced and cut
 ``network``    MONAI's U-Net on 4 mm blocks of 2 mm voxels; gives the signed distance to the brain
 ``inference``  the brain found in a head
-``alignment``  registration that starts from the brain that was found
+``agreement``  registration checked by the brain that was found
 ``training``   ``python -m RefaceRiskLib.brainmask.training --labels DIR --out DIR``
 =============  ============================================================================================
 """

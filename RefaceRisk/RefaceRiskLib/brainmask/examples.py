@@ -36,7 +36,8 @@ class LabelHead:
         if np.abs(labels.spacing - 1).max() > 0.01:
             raise RefaceRiskError("a label head must have voxels of 1 mm", "resample it", labels.meta.path)
         brain = brain_of(labels)
-        image = sitk.SignedMaurerDistanceMap(to_sitk((brain, labels.affine), np.uint8), squaredDistance=False)
+        image = to_sitk((brain, labels.affine), np.uint8)
+        image = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
         distance = np.clip(sitk.GetArrayViewFromImage(image).T[::2, ::2, ::2], -FAR_MM, FAR_MM)
         centre = labels.affine[:3, :3] @ np.argwhere(brain).mean(0) + labels.affine[:3, 3]
         numbers = np.ascontiguousarray(label_numbers(labels))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ..brainmask.alignment import register_checked
+from ..brainmask.agreement import register_checked
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..template import Template, load_template
@@ -48,7 +48,7 @@ def prepare(
     """Register a head and find its brain: the part that all methods share.
 
     ``brain`` as ``method`` of :func:`..tissue.brain_distance`. The network's brain, where there is one, also checks
-    the registration and leads it where intensities have led it astray.
+    the registration.
     """
     check_head(volume)
     template = template or load_template()
