@@ -60,7 +60,21 @@ def _series_files(folder: Path) -> list[str]:
             "put the one you want in a folder of its own",
             folder,
         )
-    return next(iter(found.values()))
+    (files,) = found.values()
+    known = {Path(file).name for file in files}
+    for file in sorted(folder.iterdir()):  # GDCM passes over what it cannot read: the head would end early
+        if file.name not in known and file.name.upper() != "DICOMDIR" and _is_dicom(file):
+            raise RefaceRiskError(
+                f"the DICOM file {file.name} cannot be read", "copy or export the series again", folder
+            )
+    return files
+
+
+def _is_dicom(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
 
 
 def _information(file: str, path: Path) -> sitk.ImageFileReader:

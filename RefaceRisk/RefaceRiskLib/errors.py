@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 
 
 class RefaceRiskError(Exception):
@@ -28,3 +31,21 @@ class RefaceRiskError(Exception):
 
 def _one_line(text: str) -> str:
     return " ".join(str(text).splitlines()).strip()
+
+
+@contextlib.contextmanager
+def unheard_libraries() -> Iterator[None]:
+    """Nothing that C++ code prints to stderr is seen; what it raises is told by us, in one line."""
+    try:
+        sys.stderr.flush()
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except (OSError, AttributeError):  # a program without a console
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -7,11 +7,12 @@ is taken away before the first file is written, and the volume comes last: where
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,9 @@ def deface(
     outputs = _Outputs(inputs=inputs, main=out, others=others)
     if picture is not None:
         _must_be_png(picture)
+    for path in apply_to:
+        if not Path(path).exists():
+            raise RefaceRiskError("no such file", "check the path", path)
     from .defacing import deface as remove_face
 
     began = time.perf_counter()
@@ -560,7 +564,8 @@ class _Outputs:
         self._paths = {name: Path(path) for name, path in others.items() if path is not None}
         self.written: dict[str, Path] = {}
         self.main_is_series = self._main is not None and _is_series_name(self._main, Path(inputs[0]))
-        self._refuse_clashes([Path(path) for path in inputs])
+        with self._told(self._main or next(iter(self._paths.values()), Path())):
+            self._refuse_clashes([Path(path) for path in inputs])
 
     def _refuse_clashes(self, inputs: list[Path]) -> None:
         wanted = ([] if self._main is None else [self._main]) + list(self._paths.values())
@@ -577,8 +582,8 @@ class _Outputs:
             if path.is_dir() and not (self.main_is_series and path == self._main):
                 raise RefaceRiskError("is a folder", "name a file to write", path)
             folder = next(parent for parent in path.resolve().parents if parent.exists())
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise RefaceRiskError(f"{folder} cannot be written to", "choose another folder", path)
+            if not folder.is_dir() or not _can_be_written(folder):
+                raise RefaceRiskError(f"the folder {folder} cannot be written to", "choose another folder", path)
             has_sidecar = _is_volume_name(path) or (self.main_is_series and path == self._main)
             for name in {path.resolve()} | ({_sidecar_of(path).resolve()} if has_sidecar else set()):
                 if name in kept:
@@ -593,41 +598,61 @@ class _Outputs:
                 raise RefaceRiskError("is no name for a volume", "end it in .nii.gz, .nii, .mgz or .nrrd", path)
 
     def path(self, name: str) -> Path:
-        path = self._paths[name]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self._in_its_folder(self._paths[name])
 
     def begin(self) -> None:
         """Takes away the volume of an earlier run, so that it never stands beside newer files."""
         if self._main is not None and not self.main_is_series:
-            try:
-                self._main.parent.mkdir(parents=True, exist_ok=True)
-                self._main.unlink(missing_ok=True)
-            except OSError as error:
-                raise RefaceRiskError(
-                    f"cannot be written ({error.strerror})", "choose another folder", self._main
-                ) from error
+            with self._told(self._main):
+                self._in_its_folder(self._main).unlink(missing_ok=True)
 
     def volume(self, name: str, volume: volumes.Volume, record: Mapping) -> None:
         path = self._paths.get(name, self._main)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        volumes.sidecar(path, **record)
-        volumes.save(hygiene.cleaned(volume), path)
-        self.written[name] = path
+        with self._all_or_nothing(name, path):
+            volumes.sidecar(self._in_its_folder(path), **record)
+            volumes.save(hygiene.cleaned(volume), path)
 
     def series(self, name: str, head: volumes.Volume, defaced, method: str, record: Mapping) -> None:
-        self._main.parent.mkdir(parents=True, exist_ok=True)
-        volumes.sidecar(self._main, **record)
-        dicom_write.write_series(
-            head, defaced.volume, defaced.removed, self._main, method, defaced.quality.verdict == "ok"
-        )
-        self.written[name] = self._main
+        with self._all_or_nothing(name, self._main):
+            volumes.sidecar(self._in_its_folder(self._main), **record)
+            gone = defaced.quality.verdict == "ok"
+            dicom_write.write_series(head, defaced.volume, defaced.removed, self._main, method, gone)
 
     def text(self, name: str, text: str) -> None:
-        self.written[name] = write_text(text, self._paths[name])
+        path = self._paths[name]
+        with self._all_or_nothing(name, path), self._told(path):
+            write_text(text, path)
 
     def note(self, name: str) -> None:
         self.written[name] = self._paths[name]
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self, name: str, path: Path) -> Iterator[None]:
+        """A file that cannot be written takes those with it that this run has written before."""
+        try:
+            yield
+        except BaseException:
+            for done in (*self.written.values(), path):
+                if done.is_file():
+                    done.unlink()
+                if done == self._main or _is_volume_name(done):
+                    _sidecar_of(done).unlink(missing_ok=True)
+            raise
+        self.written[name] = path
+
+    def _in_its_folder(self, path: Path) -> Path:
+        with self._told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextlib.contextmanager
+    def _told(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RefaceRiskError(
+                f"cannot be written ({error.strerror})", "choose another name or folder", path
+            ) from error
 
 
 def _draw(
@@ -669,6 +694,15 @@ def _stem(path: Path) -> str:
 
 def _is_volume_name(path: Path) -> bool:
     return _stem(path) != path.name
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Tried, since the permissions do not tell of read-only file systems, network shares and quotas."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _is_series_name(out: Path, source: Path) -> bool:

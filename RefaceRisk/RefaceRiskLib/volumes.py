@@ -25,7 +25,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from . import __version__, dicom, mgh, nifti
-from .errors import RefaceRiskError
+from .errors import RefaceRiskError, unheard_libraries
 from .geometry import (  # noqa: F401  (part of this module's interface)
     axcodes_of,
     axes_of,
@@ -39,6 +39,7 @@ from .geometry import (  # noqa: F401  (part of this module's interface)
 from .hounsfield import as_mri
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha")
+THINNEST_MM = 40.0  # a field of view that shows less of a head along any axis is a slice or a slab
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -194,7 +195,8 @@ def _load_file(path: Path) -> Volume:
 
 
 def _load_dicom(path: Path) -> Volume:
-    voxels, affine, files = dicom.read(path)
+    with unheard_libraries():
+        voxels, affine, files = dicom.read(path)
     digest = hashlib.sha256()
     for file in files:
         digest.update(Path(file).read_bytes())
@@ -218,7 +220,8 @@ def _unzipped(raw: bytes, path: Path) -> bytes:
 
 def _read_sitk(path: Path) -> sitk.Image:
     try:
-        image = sitk.ReadImage(str(path))
+        with unheard_libraries():
+            image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise RefaceRiskError(
             f"the file is corrupt or cut off ({_last_line(error)})", "copy, download or export it again", path
@@ -491,6 +494,11 @@ def check_head(volume: Volume) -> None:
     if low == high:
         kind = "empty" if low == 0 else "constant"
         raise RefaceRiskError(f"the image is {kind} (all voxels are {low:g})", "give the original scan", path)
+    view = volume.spacing * volume.shape
+    if view.min() < THINNEST_MM:
+        raise RefaceRiskError(
+            f"no head in this volume (its field of view is {view.min():.0f} mm thick)", "give a whole-head scan", path
+        )
     size = _foreground_size(volume)
     if np.count_nonzero((size >= 100) & (size <= 350)) < 2:
         extent = " x ".join(f"{s:.0f}" for s in size)
