@@ -78,10 +78,13 @@ class _Comparison:
 
     def __init__(self, fixed: Volume, moving: Volume, where: np.ndarray):
         self.images = {}
-        for spacing in (COARSE_MM, MIDDLE_MM, WORKING_MM):
+        for spacing in (WORKING_MM, MIDDLE_MM, COARSE_MM):
             image, affine = working_image(fixed, spacing)
             region = resample(where.astype(np.float32), fixed.affine, image.shape, affine) > 0.5
             self.images[spacing] = (image, affine, region, *working_image(moving, spacing))
+            if spacing == WORKING_MM:  # the coarser ones are made of this one
+                fixed, where = Volume(image, affine), region
+                moving = Volume(*self.images[spacing][3:])
         image, affine, region, other, self.other_affine = self.images[MIDDLE_MM]
         self.heads = [head_mask(array, MIDDLE_MM, body_level(array)) for array in (image, other)]
         self.points = np.argwhere(region) @ affine[:3, :3].T + affine[:3, 3]

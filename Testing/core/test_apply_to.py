@@ -11,7 +11,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from RefaceRiskLib import cli, volumes
-from RefaceRiskLib.defacing import deface
+from RefaceRiskLib.defacing import deface, prepare
 from RefaceRiskLib.defacing.apply_to import align, apply_to
 from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.synthesis import is_brain, t1w_from_labels
@@ -34,7 +34,8 @@ def labels(shared_data) -> Volume:
 
 @pytest.fixture(scope="module")
 def first(labels):
-    return deface(t1w_from_labels(labels, seed=3, spacing_mm=2.0), "mri_deface")
+    head = prepare(t1w_from_labels(labels, seed=3, spacing_mm=2.0), brain="registration")
+    return deface(head.volume, "mri_deface", head=head)
 
 
 def true_brain(labels: Volume, other: Volume, matrix: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ def ct(labels) -> Volume:
 
 @pytest.fixture(scope="module")
 def head(ct):
-    return prepare(ct)
+    return prepare(ct, brain="registration")
 
 
 @pytest.mark.parametrize("name", ["example_ct_3mm.nii.gz", "example_ct_sm_3mm.nii.gz", "example_ct_dicom"])
