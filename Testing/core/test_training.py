@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from RefaceRiskLib.diffusion import following
 from RefaceRiskLib.diffusion.cascade import Refacer
-from RefaceRiskLib.diffusion.dataset import MaskDrawer, PreparedHead, prepare, warped
+from RefaceRiskLib.diffusion.dataset import MaskDrawer, PreparedHead, holes, prepare, warped
 from RefaceRiskLib.diffusion.denoisers import load_stage
 from RefaceRiskLib.diffusion.linear import LIMIT_MM, load_linear
 from RefaceRiskLib.diffusion.stages import STAGES, CoarseStage, FaceStage
@@ -35,6 +36,14 @@ def heads(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hasty():
+    """Bends the average in three iterations: what is tested here does not depend on how well it follows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(following, "ITERATIONS", 3)
+        yield
+
+
 @pytest.fixture(scope="module")
 def loaded(heads):
     return [PreparedHead.load(path) for path in sorted(heads.glob("*.npz"))]
@@ -50,9 +59,9 @@ def test_removed_regions_never_touch_the_brain_and_differ():
 
 
 @pytest.mark.parametrize("name", ["coarse", "face"])
-def test_base_plus_target_is_the_truth(loaded, name):
+def test_base_plus_target_is_the_truth(heads, loaded, name):
     stage = STAGES[name](spread=(10.0,) * 16)  # wide, so that no target is clipped
-    maker = ExampleMaker(name, stage, loaded)
+    maker = ExampleMaker(name, stage, loaded, holes(loaded, heads / "holes"))
     example = maker.make(np.random.default_rng(0))
     network = stage.network
     assert example.target.shape[1] == network.image_channels
@@ -63,6 +72,17 @@ def test_base_plus_target_is_the_truth(loaded, name):
     assert change[example.known].max() < 1e-4
     assert change.max() > 0.1
     assert torch.isfinite(example.condition).all()
+
+
+def test_holes_are_made_once_and_come_back_the_same(loaded, heads, tmp_path):
+    made = holes(loaded[:1], tmp_path, count=2)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(following, "follow", None)  # would fail if anything were bent again
+        kept = holes(loaded[:1], tmp_path, count=2)[0]
+    assert len(made) == len(kept) == 2
+    for one, other in zip(made, kept, strict=True):
+        np.testing.assert_array_equal(one.mask, other.mask)
+        np.testing.assert_array_equal(one.base, other.base)
 
 
 @pytest.mark.parametrize("stage", [CoarseStage(), FaceStage()])

@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ..defacing.average_face import fit_average, matched_tissue, replace_face
+from ..defacing.average_face import matched_tissue, replace_face
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from ..registration import Registration, carry, deformed_beside_face, pull, register, to_template
+from ..registration import Registration, carry, deformed_beside_face, register, to_template
 from ..resources import model_folder
 from ..surface.draw import draw_face, sample_finest
 from ..template import Grid, Template, load_template
 from ..volumes import Volume, check_head
-from .linear import LIMIT_MM, LinearFace, Seen, anchored, load_linear, reliable_when_defaced
-from .space import CanonicalHead, canonical, coarse_grid, face_grid, halved, upsampled
+from .following import followed_skin
+from .linear import LinearFace, Seen, anchored, load_linear, reliable_when_defaced
+from .space import COARSE_MM, CanonicalHead, canonical, coarse_grid, face_grid, halved, upsampled
 
 BUILT_IN = ("reference", "linear", "average")
 DEFAULT_STEPS = 8
@@ -174,16 +175,10 @@ class _Task:
         distance = head.coarse_distance
         hole = halved(head.removed.astype(np.float32)) > 0
         visible = ~hole & (halved(head.inside.astype(np.float32)) > 0.9)
-        seen = Seen(distance, known, hole, halved(head.image), visible)
-        spacing = coarse_grid(template).spacing
-        start = anchored(model.linear.predict(seen), distance, known, spacing)
-        if model.stages:
-            # Ridge and fitted average err in different ways: their mean is the better place to start from.
-            fitted = fit_average(defaced, removed, registration, template)
-            bend = Registration(np.eye(4), registration.displacement)
-            average = pull(fitted.distance, template.affine, bend, template.shape, template.affine, cval=LIMIT_MM)
-            average = np.clip(halved(average), -LIMIT_MM, LIMIT_MM)
-            start = anchored((start + average) / 2, distance, known, spacing)
+        image = halved(head.image) * ~hole
+        base = followed_skin(template, image, ~visible, hole)
+        seen = Seen(distance, known, hole, image, visible)
+        start = anchored(model.linear.complete(base, seen), distance, known, COARSE_MM)
         return cls(defaced, removed, registration, template, head, start, known)
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import os
-from concurrent.futures import ProcessPoolExecutor
+import zlib
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -24,10 +25,14 @@ from ..synthesis import t1w_from_labels
 from ..template import Grid, Template, distance_map, load_template
 from ..template_build import FULL_LABEL_HEADS, HELD_OUT
 from ..volumes import load
+from .following import SMOOTHING_MM, followed_skin
 from .linear import LIMIT_MM, LinearFace, Seen, anchored, reliable
-from .space import canonical, coarse_grid, face_grid, halved, upsampled
+from .space import COARSE_MM, canonical, coarse_grid, face_grid, halved, upsampled
 
 FOLDS = 6
+HOLES = 4
+# Largest standard deviation of the bend that `reshaped` adds.
+RESHAPED_MM = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,13 +163,15 @@ def _mouth(template: Template) -> np.ndarray:
     return (np.abs(x) < 42) & (y > tip[1] - 75) & (z < tip[2] - 14) & (z > chin[2] - 4)
 
 
-def fit_linear(heads: list[PreparedHead], ridge: float = 1000.0) -> LinearFace:
-    """The linear model of these heads and their mirror images."""
+def fit_linear(heads: list[PreparedHead], bases: list[np.ndarray] | None = None, ridge: float = 1000.0) -> LinearFace:
+    """The linear model of these heads and their mirror images; of what differs from their ``bases``, if given."""
     template = load_template()
     face = template.region("removable") | template.face_mask | template.ears
     near = distance_map(halved(face.astype(np.float32)) > 0.5, coarse_grid(template).spacing) < 40
     near &= halved(template.skin_distance) < 8
     maps, images = (np.stack([halved(getattr(head, name)) for head in heads]) for name in ("distance", "image"))
+    if bases is not None:
+        maps = np.clip(maps, -LIMIT_MM, LIMIT_MM) - np.stack(bases)
     both = (np.concatenate([array, array[:, ::-1]]) for array in (maps, images))
     return LinearFace.fit(next(both), ridge, next(both), near)
 
@@ -242,6 +249,58 @@ class MaskDrawer:
         return mask
 
 
+# --- holes and what they leave ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Hole:
+    """A removed region of a head and the average skin bent to what it leaves, (X, Y, Z) at 4 mm.
+
+    mask : bool. base : mm, see :func:`RefaceRiskLib.diffusion.following.followed_skin`.
+    """
+
+    mask: np.ndarray
+    base: np.ndarray
+
+
+def holes(
+    heads: list[PreparedHead], folder: Path, count: int = HOLES, on_progress: OnProgress | None = None
+) -> list[list[Hole]]:
+    """``count`` holes of each head: the first as MRI_Deface leaves it, for the linear model, the others at random.
+
+    Bending the average to a hole takes seconds, so they are kept as ``folder/<head>.npz`` and not made again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    template = load_template()
+    drawer = MaskDrawer(template)
+    out = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        works = [pool.submit(_holes_of, head, folder / f"{head.name}.npz", count, drawer) for head in heads]
+        for done, work in enumerate(works, 1):
+            out.append(work.result())
+            report(on_progress, "holes", done, len(heads), heads[done - 1].name)
+    return out
+
+
+def _holes_of(head: PreparedHead, path: Path, count: int, drawer: MaskDrawer) -> list[Hole]:
+    small = head.halved()
+    if not path.exists():
+        rng = np.random.default_rng(zlib.crc32(head.name.encode()))
+        usual = (drawer.shapes["mri_deface"] > 0.5) & (drawer.brain_distance > 8)
+        masks = [usual] + [drawer.draw(rng) for _ in range(count - 1)]
+        bases = []
+        for mask in masks:
+            missing = mask | ~small.inside
+            bases.append(followed_skin(drawer.template, small.image * ~missing, missing, mask))
+        temporary = path.with_name(f".{path.stem}.tmp.npz")
+        np.savez_compressed(temporary, masks=np.packbits(masks), bases=np.array(bases, np.float16))
+        temporary.replace(path)
+    with np.load(path, allow_pickle=False) as arrays:
+        bases = arrays["bases"].astype(np.float32)
+        masks = np.unpackbits(arrays["masks"], count=bases.size).astype(bool).reshape(bases.shape)
+    return [Hole(mask, base) for mask, base in zip(masks, bases, strict=True)]
+
+
 # --- random heads ---------------------------------------------------------------------------------------------------
 
 
@@ -263,12 +322,19 @@ def _cubic_weights(places: np.ndarray, count: int) -> np.ndarray:
 
 
 def warped(
-    head: PreparedHead, shape, first, spacing: float, rng: np.random.Generator, strength_mm: float = 2.5
+    head: PreparedHead,
+    shape,
+    first,
+    spacing: float,
+    rng: np.random.Generator,
+    strength_mm: float = 2.5,
+    others: tuple[np.ndarray, ...] = (),
 ) -> tuple[np.ndarray, ...]:
     """(image, distance, inside) of a randomly mirrored, bent and relit head, on the box of ``shape`` from voxel
-    ``first`` (3,) on. ``spacing`` : of the head's arrays, mm. Distances change little under so smooth a bend."""
+    ``first`` (3,) on, then the ``others`` (X, Y, Z) float, bent alike. ``spacing`` : of the head's arrays, mm.
+    Distances change little under so smooth a bend."""
     if rng.random() < 0.5:
-        head = head.mirrored()
+        head, others = head.mirrored(), tuple(array[::-1] for array in others)
     centre = ((np.array(head.image.shape) - 1) / 2).astype(np.float32).reshape(3, 1, 1, 1)
     axes = [np.arange(f, f + n, dtype=np.float32) for f, n in zip(first, shape, strict=True)]
     matrix = np.eye(3) + rng.normal(0, 0.02, (3, 3))
@@ -276,22 +342,49 @@ def warped(
     index = np.tensordot(matrix.astype(np.float32), np.stack(np.meshgrid(*axes, indexing="ij")) - centre, axes=1)
     bend = rng.uniform(0, strength_mm) / spacing
     index += centre + shift.astype(np.float32) + bend * np.stack([smooth_noise(shape, 5, rng) for _ in range(3)])
-    image, distance, inside = (
+    image, distance, inside, *others = (
         ndimage.map_coordinates(array, index, order=1, mode=mode, cval=0)
         for array, mode in (
             (head.image, "constant"),
             (head.distance, "nearest"),
             (head.inside.astype(np.float32), "constant"),
+            *((array, "nearest") for array in others),
         )
     )
     image = np.clip(image, 0, 3) ** rng.uniform(0.8, 1.25) * np.exp(0.12 * smooth_noise(shape, 3, rng))
     image += rng.uniform(0, 0.04) * rng.standard_normal(shape, dtype=np.float32)
-    return np.clip(image, 0, 3).astype(np.float32), np.clip(distance, -LIMIT_MM, LIMIT_MM), inside > 0.9
+    image = np.clip(image, 0, 3).astype(np.float32)
+    return image, np.clip(distance, -LIMIT_MM, LIMIT_MM), inside > 0.9, *others
 
 
-def folds(heads: list[PreparedHead]) -> list[LinearFace]:
+def reshaped(
+    image: np.ndarray, distance: np.ndarray, base: np.ndarray, missing: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """(image, distance, base) of a head whose face was bent once more, (X, Y, Z) at 4 mm.
+
+    Image and skin bend by a random field; the base, which follows only what it sees, bends by what that field looks
+    like continued from the voxels that are not ``missing``. So the same head comes with ever other errors of its base:
+    with few heads a network would otherwise learn each one's by heart.
+    """
+    bend = rng.uniform(0, RESHAPED_MM) / COARSE_MM * np.stack([smooth_noise(image.shape, 7, rng) for _ in range(3)])
+    sigma = SMOOTHING_MM / COARSE_MM
+    weight = (~missing & (distance < 0)).astype(np.float32)
+    total = ndimage.gaussian_filter(weight, sigma) + 0.05
+    seen = np.stack([ndimage.gaussian_filter(axis * weight, sigma) / total for axis in bend])
+    grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in image.shape], indexing="ij"))
+    moved = (
+        ndimage.map_coordinates(array, grid + field, order=1, mode="nearest")
+        for array, field in ((image, bend), (distance, bend), (base, seen))
+    )
+    return tuple(moved)
+
+
+def folds(heads: list[PreparedHead], bases: list[np.ndarray]) -> list[LinearFace]:
     """For each head the linear model of all heads outside its fold: on its own heads a linear model makes no error."""
-    models = [fit_linear([h for n, h in enumerate(heads) if n % FOLDS != fold]) for fold in range(FOLDS)]
+    models = []
+    for fold in range(min(FOLDS, len(heads))):
+        rest = [n for n in range(len(heads)) if n % FOLDS != fold]
+        models.append(fit_linear([heads[n] for n in rest], [bases[n] for n in rest]))
     return [models[n % FOLDS] for n in range(len(heads))]
 
 
@@ -301,7 +394,9 @@ __all__ = [
     "face_grid",
     "fit_linear",
     "folds",
+    "holes",
     "load_prepared",
     "prepare",
+    "reshaped",
     "warped",
 ]

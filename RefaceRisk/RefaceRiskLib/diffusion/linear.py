@@ -1,7 +1,8 @@
 """The linear model: the removed part of a face's signed-distance map, by ridge regression on what is left of the head.
 
 A head is a vector of signed distances to its skin (mm, negative inside, clipped) at the voxels of a shell around the
-average skin, and of locally normalised tissue intensities around the face, on the 4 mm grid of template space. Its
+average skin, relative to the average skin bent to follow what is left of the head (:mod:`.following`), and of locally
+normalised tissue intensities around the face, on the 4 mm grid of template space. Its
 distribution over heads is modelled as a low-rank Gaussian (probabilistic PCA, Tipping & Bishop 1999): x = mean + modes
 z + noise. Conditioning that Gaussian on the voxels that a defacer left is exactly ridge regression of the removed
 voxels on the known ones, and one fitted model serves every mask. No torch.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from scipy import ndimage
 from ..errors import RefaceRiskError
 
 LIMIT_MM = 12.0
-# Known voxels are trusted less the farther they lie from the hole (half at this distance): heads differ in more ways
-# than a few dozen examples can teach, and the rim says most about what it borders on.
-REACH_MM = 15.0
+# Known voxels are trusted less the farther they lie from the hole (a quarter at this distance): heads differ in more
+# ways than a few dozen examples can teach, and the rim says most about what it borders on.
+REACH_MM = 10.0
 # Weight of a normalised intensity (unit variance) against a squared millimetre; chosen by leaving heads out.
 TISSUE_WEIGHT = 100.0
 
@@ -45,7 +46,7 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class LinearFace:
-    """Low-rank Gaussian over signed distances and tissue.
+    """Low-rank Gaussian over signed distances, relative to some base, and tissue.
 
     mean : (X, Y, Z) float32, mm. shell : (X, Y, Z) bool, voxels that vary. modes : (K, N) float32, N = shell.sum(), one
     standard deviation each, mm. ridge : noise variance (mm^2) of a known voxel at the rim of the hole.
@@ -65,7 +66,7 @@ class LinearFace:
     def fit(
         cls, maps: np.ndarray, ridge: float, images: np.ndarray | None = None, near: np.ndarray | None = None
     ) -> LinearFace:
-        """Fit to maps (H, X, Y, Z) of H heads, mm, and their images (H, X, Y, Z) in the region ``near``."""
+        """Fit to maps (H, X, Y, Z) of H heads, mm, less their bases, and images (H, X, Y, Z) in the region ``near``."""
         maps = np.clip(maps, -LIMIT_MM, LIMIT_MM)
         near = np.zeros(maps.shape[1:], bool) if images is None else near
         tissue = np.zeros((len(maps), 0)) if images is None else np.stack([normalised(i)[near] for i in images])
@@ -79,6 +80,11 @@ class LinearFace:
         modes, tissue_modes = (turn @ part for part in (distances, tissue))
         arrays = (mean, shell, modes, ridge, near, tissue_mean, tissue_modes)
         return cls(*(a.astype(np.float32) if getattr(a, "dtype", None) == np.float64 else a for a in arrays))
+
+    def complete(self, base: np.ndarray, seen: Seen) -> np.ndarray:
+        """The whole signed-distance map, (X, Y, Z) float32 mm, of a head whose ``base`` was bent to what was seen."""
+        observed = np.clip(seen.distance, -LIMIT_MM, LIMIT_MM) - base
+        return base + self.predict(replace(seen, distance=observed))
 
     def predict(self, seen: Seen) -> np.ndarray:
         """Conditional mean of the whole map, (X, Y, Z) float32 mm, given what was ``seen``.
@@ -96,7 +102,7 @@ class LinearFace:
             trust = np.ones(seen.known.shape, np.float32)
         else:
             away = ndimage.distance_transform_edt(~seen.hole) * self.spacing
-            trust = (1 / (1 + (away / REACH_MM) ** 2)).astype(np.float32)
+            trust = ((1 + (away / REACH_MM) ** 2) ** -2).astype(np.float32)
         known = seen.known[self.shell]
         observed = np.clip(seen.distance, -LIMIT_MM, LIMIT_MM)[self.shell][known] - self.mean[self.shell][known]
         blocks = [(self.modes[:, known], trust[self.shell][known], observed)]

@@ -2,7 +2,8 @@
 
     refacerisk train linear|coarse|face --data DIR --out DIR [--resume]
 
-``--data`` is a folder of whole-head T1w volumes (prepared on the first use, kept under ``OUT/prepared``). Each stage
+``--data`` is a folder of whole-head T1w volumes (prepared on the first use, kept under ``OUT/prepared``, with holes
+cut into them and the average bent to what is left under ``OUT/prepared/holes``). Each stage
 writes ``OUT/<stage>`` and resumes from ``OUT/<stage>/checkpoint.safetensors``.
 """
 
@@ -19,7 +20,7 @@ from scipy import ndimage
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..template import load_template
-from .dataset import MaskDrawer, PreparedHead, fit_linear, folds, load_prepared, prepare, warped
+from .dataset import Hole, MaskDrawer, PreparedHead, fit_linear, folds, holes, load_prepared, prepare, reshaped, warped
 from .linear import Seen, anchored, reliable, save_linear
 from .space import COARSE_MM, FACE_MM, coarse_grid, face_grid, halved, upsampled
 
@@ -54,24 +55,27 @@ def train(
     if prepared != data:
         prepare(data, prepared, on_progress=on_progress)
     heads = load_prepared(prepared)
+    left = [] if stage == "face" else holes(heads, prepared / "holes", on_progress=on_progress)
     if stage == "linear":
         report(on_progress, "linear", 0, 1, f"{len(heads)} heads")
-        save_linear(fit_linear(heads), out / "linear", heads=len(heads))
+        save_linear(fit_linear(heads, [one[0].base for one in left]), out / "linear", heads=len(heads))
         report(on_progress, "linear", 1, 1)
         return out / "linear"
-    return _train_network(stage, heads, out / stage, resume, steps, batch, seed, minutes, on_progress)
+    return _train_network(stage, heads, left, out / stage, resume, steps, batch, seed, minutes, on_progress)
 
 
 class ExampleMaker:
     """Random training examples of one stage; ``make(rng)`` gives one :class:`Example`."""
 
-    def __init__(self, name: str, stage, heads: list[PreparedHead]) -> None:
+    def __init__(self, name: str, stage, heads: list[PreparedHead], left: list[list[Hole]] = ()) -> None:
+        """``left`` : the holes of each head, needed for the coarse stage."""
         self.name, self.stage = name, stage
         self.template = load_template()
         self.masks = MaskDrawer(self.template)
         if name == "coarse":
             self.grid = coarse_grid(self.template)
-            self.heads, self.linear = [head.halved() for head in heads], folds(heads)
+            self.heads, self.left = [head.halved() for head in heads], left
+            self.linear = folds(heads, [one[0].base for one in left])
             self.average = halved(self.template.tissue)
         else:
             self.grid = face_grid(self.template)
@@ -84,12 +88,17 @@ class ExampleMaker:
         return self._coarse(number, rng) if self.name == "coarse" else self._face(number, rng)
 
     def _coarse(self, number: int, rng: np.random.Generator) -> Example:
-        image, distance, inside = warped(self.heads[number], self.grid.shape, (0, 0, 0), COARSE_MM, rng)
-        removed = self.masks.draw(rng)
+        hole = self.left[number][rng.integers(len(self.left[number]))]
+        others = (hole.mask.astype(np.float32), hole.base)
+        image, distance, inside, mask, base = warped(
+            self.heads[number], self.grid.shape, (0, 0, 0), COARSE_MM, rng, others=others
+        )
+        removed = mask > 0.5
         missing = removed | ~inside
+        image, distance, base = reshaped(image, distance, base, missing, rng)
         known = reliable(distance, missing, COARSE_MM)
         seen = Seen(distance, known, removed, image, ~missing)
-        start = anchored(self.linear[number].predict(seen), distance, known, COARSE_MM)
+        start = anchored(self.linear[number].complete(base, seen), distance, known, COARSE_MM)
         return self.stage.example(start, self.average, image * ~missing, missing, known, (distance, image))
 
     def _face(self, number: int, rng: np.random.Generator) -> Example:
@@ -112,7 +121,7 @@ def _blurred(array: np.ndarray, noise: float, rng: np.random.Generator) -> np.nd
     return ndimage.zoom(small, 2, order=3, mode="nearest", grid_mode=True).astype(np.float32)
 
 
-def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_progress) -> Path:
+def _train_network(name, heads, left, folder, resume, steps, batch, seed, minutes, on_progress) -> Path:
     import torch
 
     from .network import build_network, half_precision
@@ -121,8 +130,8 @@ def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_
 
     rank, world, device = _process_group()
     torch.manual_seed(seed)
-    stage = _measured_stage(name, heads, seed)
-    maker = ExampleMaker(name, stage, heads)
+    stage = _measured_stage(name, heads, left, seed)
+    maker = ExampleMaker(name, stage, heads, left)
     denoiser = build_network(stage.network).to(device)
     model = torch.nn.parallel.DistributedDataParallel(denoiser) if world > 1 else denoiser
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
@@ -184,7 +193,7 @@ def _train_network(name, heads, folder, resume, steps, batch, seed, minutes, on_
     return folder
 
 
-def _measured_stage(name: str, heads, seed: int):
+def _measured_stage(name: str, heads, left, seed: int):
     """The stage with its residuals' spread measured on a few random examples, so that targets have unit variance."""
     import torch
 
@@ -192,7 +201,7 @@ def _measured_stage(name: str, heads, seed: int):
 
     stage = STAGES[name]()
     ones = (1.0,) * len(stage.spread)
-    probe = ExampleMaker(name, STAGES[name](spread=ones), heads)
+    probe = ExampleMaker(name, STAGES[name](spread=ones), heads, left)
     rng = np.random.default_rng(seed)
     power, total = 0, 0
     for _ in range(12):
