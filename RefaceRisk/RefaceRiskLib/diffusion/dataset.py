@@ -25,14 +25,12 @@ from ..synthesis import t1w_from_labels
 from ..template import Grid, Template, distance_map, load_template
 from ..template_build import FULL_LABEL_HEADS, HELD_OUT
 from ..volumes import load
-from .following import SMOOTHING_MM, followed_skin
+from .following import followed_skin
 from .linear import LIMIT_MM, LinearFace, Seen, anchored, reliable
-from .space import COARSE_MM, canonical, coarse_grid, face_grid, halved, upsampled
+from .space import canonical, coarse_grid, face_grid, halved, upsampled
 
 FOLDS = 6
 HOLES = 4
-# Largest standard deviation of the bend that `reshaped` adds.
-RESHAPED_MM = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,28 +355,6 @@ def warped(
     return image, np.clip(distance, -LIMIT_MM, LIMIT_MM), inside > 0.9, *others
 
 
-def reshaped(
-    image: np.ndarray, distance: np.ndarray, base: np.ndarray, missing: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, ...]:
-    """(image, distance, base) of a head whose face was bent once more, (X, Y, Z) at 4 mm.
-
-    Image and skin bend by a random field; the base, which follows only what it sees, bends by what that field looks
-    like continued from the voxels that are not ``missing``. So the same head comes with ever other errors of its base:
-    with few heads a network would otherwise learn each one's by heart.
-    """
-    bend = rng.uniform(0, RESHAPED_MM) / COARSE_MM * np.stack([smooth_noise(image.shape, 7, rng) for _ in range(3)])
-    sigma = SMOOTHING_MM / COARSE_MM
-    weight = (~missing & (distance < 0)).astype(np.float32)
-    total = ndimage.gaussian_filter(weight, sigma) + 0.05
-    seen = np.stack([ndimage.gaussian_filter(axis * weight, sigma) / total for axis in bend])
-    grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in image.shape], indexing="ij"))
-    moved = (
-        ndimage.map_coordinates(array, grid + field, order=1, mode="nearest")
-        for array, field in ((image, bend), (distance, bend), (base, seen))
-    )
-    return tuple(moved)
-
-
 def folds(heads: list[PreparedHead], bases: list[np.ndarray]) -> list[LinearFace]:
     """For each head the linear model of all heads outside its fold: on its own heads a linear model makes no error."""
     models = []
@@ -397,6 +373,5 @@ __all__ = [
     "holes",
     "load_prepared",
     "prepare",
-    "reshaped",
     "warped",
 ]

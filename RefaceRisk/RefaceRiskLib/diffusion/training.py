@@ -20,7 +20,7 @@ from scipy import ndimage
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..template import load_template
-from .dataset import Hole, MaskDrawer, PreparedHead, fit_linear, folds, holes, load_prepared, prepare, reshaped, warped
+from .dataset import Hole, MaskDrawer, PreparedHead, fit_linear, folds, holes, load_prepared, prepare, warped
 from .linear import Seen, anchored, reliable, save_linear
 from .space import COARSE_MM, FACE_MM, coarse_grid, face_grid, halved, upsampled
 
@@ -95,7 +95,6 @@ class ExampleMaker:
         )
         removed = mask > 0.5
         missing = removed | ~inside
-        image, distance, base = reshaped(image, distance, base, missing, rng)
         known = reliable(distance, missing, COARSE_MM)
         seen = Seen(distance, known, removed, image, ~missing)
         start = anchored(self.linear[number].complete(base, seen), distance, known, COARSE_MM)
