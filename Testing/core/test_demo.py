@@ -150,7 +150,7 @@ def test_the_demo_writes_volumes_with_sidecars_table_picture_and_report(ran):
 
 
 def test_the_table_holds_every_image_in_both_regions(ran):
-    heads, *lines = [line.split("\t") for line in Path("out/distances.tsv").read_text().splitlines()]
+    heads, *lines = [line.split("\t") for line in Path("out/distances.tsv").read_text(encoding="utf-8").splitlines()]
     assert heads == ["image", "region", "mean_mm", "median_mm", "p95_mm", "symmetric_mean_mm", "seconds"]
     assert {tuple(line[:2]) for line in lines} == {
         (image, region) for image in ("defaced", "dpm", "average", "linear") for region in ("face", "removed")
@@ -171,18 +171,18 @@ def test_progress_tells_the_stage_of_the_whole(ran):
 
 
 def test_the_report_leads_with_the_answer_and_escapes_names(ran):
-    html = Path("out/report.html").read_text().replace("\u00a0", " ")
+    html = Path("out/report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert html.index("Defacing (mri_deface) hid 62 % of the face surface.") < html.index("<table")
     assert "<b>head" not in html and "my &lt;b&gt;head.nii.gz" in html
 
 
 def test_the_report_of_a_private_head_says_that_it_is_private(ran):
-    html = Path("out/report.html").read_text()
+    html = Path("out/report.html").read_text(encoding="utf-8")
     assert demo_page.IS_PRIVATE in html and demo_page.IS_PUBLIC not in html
 
 
 def test_the_report_holds_the_checksums_of_head_weights_and_outputs(ran):
-    html = Path("out/report.html").read_text()
+    html = Path("out/report.html").read_text(encoding="utf-8")
     outputs = [path for name, path in ran[0].outputs.items() if name != "report"]
     assert all(volumes.sha256_of(path) in html for path in outputs)
     assert volumes.sha256_of("my <b>head.nii.gz") in html and "ab" * 32 in html

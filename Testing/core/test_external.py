@@ -158,7 +158,9 @@ def test_the_promise_is_the_same_through_deface(head, bin_folder):
     assert result.quality.brain_voxels_touched == int((result.removed & head.brain).sum())
     greedy = "image = nibabel.load(argv[0]); data = image.get_fdata(); data[:, 45:] = 0\n"
     install(bin_folder, "fsl_deface", greedy + "nibabel.save(nibabel.Nifti1Image(data, image.affine), argv[1])")
-    result = deface(head.volume, "fsl_deface", engine="original", head=head)
+    with pytest.raises(RefaceRiskError, match="brain voxels"):
+        deface(head.volume, "fsl_deface", engine="original", head=head)
+    result = deface(head.volume, "fsl_deface", engine="original", head=head, force=True)
     assert result.quality.brain_voxels_touched > 1000 and result.quality.verdict == "failed"
     assert "brain voxels" in result.quality.reason
     assert not result.volume.voxels[:, 45:].any()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LOG_SNR_RANGE = {"coarse": (-8.0, 6.0), "face": (-6.0, 8.0)}
 SAVE_EVERY_S = 60.0
 LEARNING_RATE = 6e-4
+# Examples on which the spread of a stage's residuals is measured before its training.
+PROBES = 12
 
 
 def train(
@@ -203,7 +205,7 @@ def _measured_stage(name: str, heads, left, seed: int):
     probe = ExampleMaker(name, STAGES[name](spread=ones), heads, left)
     rng = np.random.default_rng(seed)
     power, total = 0, 0
-    for _ in range(12):
+    for _ in range(PROBES):
         example = probe.make(rng)
         weight = probe.stage.weight(example)
         power = power + (weight * example.target.square()).sum(dim=(0, 2, 3, 4))
