@@ -36,13 +36,17 @@ LAYERS = (
     ("defacing", "surface", "radiodensity", "radiodensity.ct", "template_build"),
     ("diffusion", "brainmask.training"),
     (
+        "radiodensity.images",
         "radiodensity.cohort",
         "radiodensity.predictor",
+        "radiodensity.validation",
+        "radiodensity.simulation",
         "radiodensity.statistics",
         "radiodensity.figure",
+        "radiodensity.phantoms",
         "study",
     ),
-    ("report", "jobs", "demo_page", "cli", "worker", "demo"),
+    ("report", "radiodensity.fit", "jobs", "demo_page", "cli", "worker", "demo"),
     ("bridge",),
 )
 # `python -m RefaceRiskLib.template build` hands over to the builder, which needs registration and surfaces.
