@@ -124,9 +124,30 @@ class Refacer:
             report(on_progress, "average face", 1, 1)
             return Refaced(volume, [volume], None, removed, registration)
         report(on_progress, "prepare", 0, 1)
-        registration = deformed_beside_face(defaced, template, registration)
-        task = _Task.of(self, defaced, removed, registration, template)
+        task = self.prepared(defaced, removed, registration, template)
         report(on_progress, "prepare", 1, 1)
+        return self.completed(task, samples, steps, seed, device, temperature, on_progress)
+
+    def prepared(self, defaced, removed, registration: Registration, template: Template) -> _Task:
+        """What the linear model and the cascade of one folder need to know of a defaced head; made once for both.
+
+        A displacement that comes with ``registration`` (see ``deformed_beside_face``) is kept.
+        """
+        if registration.displacement is None:
+            registration = deformed_beside_face(defaced, template, registration)
+        return _Task.of(self, defaced, removed, registration, template)
+
+    def completed(
+        self,
+        task: _Task,
+        samples: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        temperature: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Refaced:
+        """The face of a head that was :meth:`prepared`; parameters as those of :meth:`reface`."""
         if not self.stages:
             maps = [task.linear_maps()]
         else:
@@ -134,6 +155,7 @@ class Refacer:
 
             strength = (0.0 if samples == 1 else 1.0) if temperature is None else temperature
             maps = sample_cascade(self, task, samples, steps or DEFAULT_STEPS, seed, device, strength, on_progress)
+        removed, registration = task.removed, task.registration
         volumes = [task.draw(one) for one in maps]
         if len(maps) == 1:
             return Refaced(volumes[0], volumes, None, removed, registration)
