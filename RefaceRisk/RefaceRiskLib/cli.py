@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_deface, _add_compare, _add_montage, _add_reface, _add_measure, _add_train, _add_demo):
+    for add in (_add_deface, _add_compare, _add_montage, _add_reface, _add_measure, _add_study, _add_train, _add_demo):
         add(commands)
     return parser
 
@@ -299,6 +299,81 @@ def _measure(arguments: argparse.Namespace) -> None:
     _say_paths(arguments, done)
 
 
+def _add_study(commands) -> None:
+    command = _command(
+        commands,
+        "study",
+        _study,
+        "deface, reface and measure a whole cohort, and link the faces",
+        "Runs every defacer on every head of IN, puts faces back by diffusion and by the average face, measures\n"
+        "all against the original and ranks every processed face among the originals of this cohort. Writes\n"
+        "distances.tsv, linkage.tsv, tests.tsv, summary.json, report.html and the volumes (BIDS derivatives).\n"
+        "Given again, it goes on where it stopped and computes only what has changed.",
+        "refacerisk study my-bids-folder results --methods all --workers 4",
+        parser_class=_ListsMethods,
+    )
+    command.add_argument("source", metavar="IN", help="BIDS data set, or a table (TSV: participant_id, head)")
+    command.add_argument("out", metavar="OUT", help="folder for the results")
+    command.add_argument(
+        "--methods", metavar="M", nargs="+", default=["all"], help="defacers (default: all but interactive), see below"
+    )
+    command.add_argument(
+        "--models",
+        metavar="NAME|FOLDER",
+        nargs="+",
+        default=["reference", "average"],
+        help="refacers: reference (diffusion), average, linear, folders of weights (default: reference average)",
+    )
+    command.add_argument("--steps", type=_positive, metavar="N", help="denoising steps a stage (default: 4)")
+    command.add_argument(
+        "--samples", type=_positive, default=1, metavar="N", help="faces to draw and average (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: %(default)s)")
+    command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers",
+        type=_not_negative,
+        metavar="N",
+        help="processes (default: as many as cores and memory allow); 0: no cluster, all in this process",
+    )
+    where.add_argument("--scheduler", metavar="ADDRESS", help="use the dask cluster of this scheduler, tcp://host:8786")
+    command.add_argument("--no-linkage", action="store_true", help="do not rank faces among the originals")
+    command.add_argument(
+        "--pictures", metavar="ID", nargs="+", default=[], help="draw the faces of these participants; shows true faces"
+    )
+    command.add_argument("--verify", action="store_true", help="hash all files of earlier runs, trust no times")
+    command.add_argument("--strict", action="store_true", help="exit with 2 if any participant failed")
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from .study.run import run_study
+
+    with _progress(arguments) as on_progress:
+        done = run_study(
+            arguments.source,
+            arguments.out,
+            methods=arguments.methods,
+            models=arguments.models,
+            steps=arguments.steps,
+            samples=arguments.samples,
+            seed=arguments.seed,
+            device=arguments.device,
+            workers=arguments.workers,
+            scheduler=arguments.scheduler,
+            linkage=not arguments.no_linkage,
+            pictures=arguments.pictures,
+            verify=arguments.verify,
+            strict=arguments.strict,
+            on_note=None if arguments.quiet else lambda line: print(line, file=sys.stderr),
+            on_progress=on_progress,
+        )
+    for row in done.record["failed"]:
+        _say(arguments, f"failed: {row['participant_id']}: {row['reason']}")
+    print(done.record["answer"])
+    _say_paths(arguments, done)
+
+
 def _add_train(commands) -> None:
     command = _command(
         commands,
@@ -422,6 +497,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return number
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
     return number
 
 

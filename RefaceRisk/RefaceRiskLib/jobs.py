@@ -439,6 +439,12 @@ def _demo(**arguments) -> Done:
     return run_demo(**arguments)
 
 
+def _study(**arguments) -> Done:
+    from .study.run import run_study
+
+    return run_study(**arguments)
+
+
 JOBS: dict[str, Callable[..., Done]] = {
     "deface": deface,
     "compare": compare,
@@ -446,6 +452,7 @@ JOBS: dict[str, Callable[..., Done]] = {
     "reface": reface,
     "measure": measure,
     "train": train,
+    "study": _study,
     "demo": _demo,
 }
 

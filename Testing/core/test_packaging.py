@@ -44,9 +44,8 @@ LAYERS = (
         "radiodensity.statistics",
         "radiodensity.figure",
         "radiodensity.phantoms",
-        "study",
     ),
-    ("report", "radiodensity.fit", "jobs", "demo_page", "cli", "worker", "demo"),
+    ("report", "radiodensity.fit", "jobs", "demo_page", "study", "cli", "worker", "demo"),
     ("bridge",),
 )
 # `python -m RefaceRiskLib.template build` hands over to the builder, which needs registration and surfaces.
@@ -63,7 +62,7 @@ NOT_IN_A_STOCK_SLICER = (
     "matplotlib",
     "tqdm",
 )
-HEAVY = (*NOT_IN_A_STOCK_SLICER, "pydicom", "dask", "sklearn")
+HEAVY = (*NOT_IN_A_STOCK_SLICER, "pydicom", "dask", "distributed", "sklearn")
 
 
 @cache
