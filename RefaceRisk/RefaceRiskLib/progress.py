@@ -17,7 +17,11 @@ from typing import TextIO
 
 @dataclass(frozen=True)
 class Progress:
-    """Step ``step`` of ``of`` in ``stage`` is done (0: it begins); ``preview``: what to show so far."""
+    """Step ``step`` of ``of`` in ``stage`` is done (0: it begins).
+
+    ``preview``: what to show so far, or a function without arguments that makes it. Making one costs time, so that only
+    whoever shows it calls the function.
+    """
 
     stage: str
     step: int

@@ -498,6 +498,15 @@ def bent(array: np.ndarray, affine: np.ndarray, registration: Registration, cval
     return pull(array, affine, Registration(np.eye(4), back), array.shape, affine, cval=cval)
 
 
+def to_head(points: np.ndarray, template: Template, registration: Registration) -> np.ndarray:
+    """Points (N, 3) in template RAS mm to RAS mm of the head; the inverse of :func:`to_template`."""
+    if registration.displacement is not None:
+        index = ((points - template.affine[:3, 3]) / template.spacing).T
+        field = np.moveaxis(registration.displacement, -1, 0)
+        points = points + np.stack([ndimage.map_coordinates(u, index, order=1, mode="nearest") for u in field], axis=1)
+    return points @ registration.matrix[:3, :3].T + registration.matrix[:3, 3]
+
+
 def to_template(points: np.ndarray, template: Template, registration: Registration) -> np.ndarray:
     """Head RAS mm (N, 3) to template RAS mm (N, 3)."""
     inverse = np.linalg.inv(registration.matrix)

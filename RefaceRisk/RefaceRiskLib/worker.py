@@ -7,10 +7,11 @@ being those of the function of that name in `jobs`; optionally `"scratch"` (a fo
 stdout carries JSON objects, one a line, and nothing else:
 
     {"type": "progress", "stage": "...", "step": 3, "of": 20, ...}
-    {"type": "preview", "path": ".../preview-0003.npy"}
+    {"type": "preview", "path": ".../preview-0003.npz", "stage": "..."}
     {"type": "result", "outputs": {"volume": "..."}, "record": {...}}
     {"type": "error", "what": "...", "hint": "...", "path": "..." | null, "cancelled": false}
 
+A preview is a surface (`points` (N, 3) in RAS mm and `triangles` (M, 3) in an .npz file) or an array (.npy).
 A line `cancel` on stdin stops the job at its next report of progress. Exit status: 0 result, 1 unexpected
 error, 2 an error that the user can mend, 130 cancelled.
 """
@@ -22,6 +23,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.progress import Cancelled, Progress, cancellable, json_lines
 
 SUCCESS, UNEXPECTED, WRONG, CANCELLED = 0, 1, 2, 130
+PREVIEW_EVERY_S = 0.25
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,22 +102,32 @@ class _Reporter:
         self._lines = json_lines(channel)
         self._scratch = scratch
         self._previews: list[Path] = []
+        self._shown_at = -PREVIEW_EVERY_S
 
     def __call__(self, progress: Progress) -> None:
         self._lines(progress)
-        if progress.preview is None:
+        if progress.preview is None or time.monotonic() - self._shown_at < PREVIEW_EVERY_S:
             return
         import numpy as np
 
+        preview = progress.preview() if callable(progress.preview) else progress.preview
+        if preview is None:
+            return
         if self._scratch is None:
             self._scratch = tempfile.mkdtemp(prefix="refacerisk-")
         folder = Path(self._scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"preview-{len(self._previews):04d}.npy"
+        surface = hasattr(preview, "triangles")
+        path = folder / f"preview-{len(self._previews):04d}.{'npz' if surface else 'npy'}"
         temporary = path.with_suffix(".part")
         with temporary.open("wb") as stream:
-            np.save(stream, np.asarray(progress.preview), allow_pickle=False)
+            if surface:
+                points, triangles = (np.asarray(a, t) for a, t in ((preview.points, "f4"), (preview.triangles, "i4")))
+                np.savez(stream, points=points, triangles=triangles)
+            else:
+                np.save(stream, np.asarray(preview), allow_pickle=False)
         os.replace(temporary, path)
+        self._shown_at = time.monotonic()
         self._previews.append(path)
         _send(self._channel, type="preview", path=str(path), stage=progress.stage)
         # The parent may still be reading the latest two; older ones are of no use to it.

@@ -37,7 +37,19 @@ def chatty(on_progress):
     os.write(1, b"C++ prints\\n")
     for step in range(4):
         on_progress(Progress("chatty", step, 4, preview=np.full((2, 3, 4), step, np.float32)))
+        time.sleep(1.1 * worker.PREVIEW_EVERY_S)
     return types.SimpleNamespace(outputs={{"volume": "out.nii.gz"}}, record={{"mean": 1.5}})
+
+def watched(on_progress):
+    import numpy as np
+    made = []
+    def surface():
+        made.append(1)
+        return types.SimpleNamespace(points=np.eye(3), triangles=np.arange(3).reshape(1, 3))
+    for step in range(40):
+        on_progress(Progress("watched", step, 40, preview=surface))
+        time.sleep(0.03)
+    return types.SimpleNamespace(outputs={{}}, record={{"made": len(made)}})
 
 def wrong(on_progress):
     raise RefaceRiskError("is\\n4-D", "split it", "head.nii.gz")
@@ -45,7 +57,7 @@ def wrong(on_progress):
 def broken(on_progress):
     raise ZeroDivisionError("oh")
 
-jobs.JOBS = dict(endless=endless, chatty=chatty, wrong=wrong, broken=broken)
+jobs.JOBS = dict(endless=endless, chatty=chatty, watched=watched, wrong=wrong, broken=broken)
 sys.exit(worker.main())
 """
 
@@ -92,6 +104,14 @@ def test_previews_are_whole_files_and_only_the_latest_are_kept(tmp_path):
     paths = [Path(line["path"]) for line in said if line["type"] == "preview"]
     assert len(paths) == 4 and sorted(scratch.iterdir()) == paths[-2:]
     assert np.array_equal(np.load(paths[-1]), np.full((2, 3, 4), 3, np.float32))
+
+
+def test_a_surface_is_made_only_when_it_is_shown(tmp_path):
+    _, said, _ = Child({"job": "watched", "scratch": str(tmp_path)}, tmp_path).end()
+    paths = [line["path"] for line in said if line["type"] == "preview"]
+    assert 1 < len(paths) < 20 and said[-1]["record"]["made"] == len(paths)
+    with np.load(paths[-1]) as surface:
+        assert surface["points"].shape == (3, 3) and surface["triangles"].tolist() == [[0, 1, 2]]
 
 
 def test_a_user_error_comes_in_parts_and_exits_2(tmp_path):

@@ -17,9 +17,10 @@ from scipy import ndimage
 from ..defacing.average_face import matched_tissue, replace_face
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
-from ..registration import Registration, carry, deformed_beside_face, register, to_template
+from ..registration import Registration, carry, deformed_beside_face, register, to_head, to_template
 from ..resources import model_folder
 from ..surface.draw import draw_face, sample_finest
+from ..surface.extract import Surface, isosurface
 from ..template import Grid, Template, load_template
 from ..volumes import Volume, check_head
 from .following import followed_skin
@@ -150,6 +151,7 @@ class Refacer:
         """The face of a head that was :meth:`prepared`; parameters as those of :meth:`reface`."""
         if not self.stages:
             maps = [task.linear_maps()]
+            report(on_progress, "linear model", 1, 1, preview=lambda: task.skin(maps[0].face))
         else:
             from .denoisers import sample_cascade
 
@@ -233,6 +235,23 @@ class _Task:
         """The face box of an array on the template's grid."""
         first = np.rint((self.grids[1].affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing).astype(int)
         return array[tuple(slice(f, f + n) for f, n in zip(first, self.grids[1].shape, strict=True))]
+
+    def skin(self, face_distance: np.ndarray) -> Surface | None:
+        """The skin in the face box, RAS mm of the head, where a signed distance (mm, 2 mm grid) puts it; None if nowhere.
+
+        Quick to make and as quick to show: what is watched while the face forms.
+        """
+        box = self.grids[1]
+        try:
+            distance = np.where(self.face_known, self.on_face(self.head.distance), face_distance)
+            surface = isosurface(-distance, box.affine, 0)
+        except RefaceRiskError:
+            return None
+        index = (surface.points - box.affine[:3, 3]) / box.spacing
+        inside = np.all((index > 0.5) & (index < np.array(box.shape) - 1.5), axis=1)  # the box's own walls are no skin
+        shown = surface.triangles[inside[surface.triangles].all(axis=1)]
+        points = to_head(surface.points, self.template, self.registration)
+        return Surface(points, shown) if len(shown) else None
 
     def draw(self, maps: Maps) -> Volume:
         coarse, fine = self.grids

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from .stages import STAGES, CoarseStage, Example, FaceStage
 from .weights import load_weights, shapes_of
 
 if TYPE_CHECKING:
+    from ..surface.extract import Surface
     from .cascade import Maps, Refacer, _Task
 
 
@@ -88,11 +91,11 @@ def sample_cascade(
     for number in range(samples):
         generator = torch.Generator().manual_seed(seed * 1009 + number)
         run = _Run(steps, generator, where, temperature, f" {number + 1}/{samples}" if samples > 1 else "", on_progress)
-        distance, tissue = run.sample(coarse, first, "coarse stage")
+        distance, tissue = run.sample(coarse, first, "coarse stage", lambda d: task.skin(upsampled(d, *task.grids)))
         finer = np.where(face_known, face_distance, upsampled(distance, coarse_grid, face_grid))
         finer_tissue = upsampled(tissue, coarse_grid, face_grid, order=1)
         second = face.stage.example(finer, finer_tissue, face_image, face_missing, face_known)
-        fine_distance, fine_tissue = run.sample(face, second, "face stage")
+        fine_distance, fine_tissue = run.sample(face, second, "face stage", task.skin)
         fine_distance = task.anchored_face(fine_distance)
         maps.append(Maps(distance, fine_distance, np.maximum(tissue, 0.1), np.maximum(fine_tissue, 0.1)))
     return maps
@@ -109,8 +112,10 @@ class _Run:
     which: str
     on_progress: OnProgress | None
 
-    def sample(self, loaded: LoadedStage, example: Example, name: str) -> np.ndarray:
-        """Signed distance and intensity, (2, X, Y, Z) float32."""
+    def sample(
+        self, loaded: LoadedStage, example: Example, name: str, skin: Callable[[np.ndarray], Surface | None]
+    ) -> np.ndarray:
+        """Signed distance and intensity, (2, X, Y, Z) float32; ``skin`` makes a preview of a signed distance."""
         denoiser, example = loaded.denoiser.to(self.device), example.to(self.device)
         shape = (1, loaded.stage.network.image_channels, *example.condition.shape[2:])
 
@@ -119,7 +124,8 @@ class _Run:
                 return denoiser(x, example.condition, log_snr).float()
 
         def on_step(step: int, of: int, x0: torch.Tensor) -> None:
-            report(self.on_progress, name + self.which, step, of)
+            preview = partial(self._preview, loaded, example, x0, skin)
+            report(self.on_progress, name + self.which, step, of, preview=preview)
 
         report(self.on_progress, name + self.which, 0, self.steps)
         project = loaded.stage.project(example)
@@ -133,3 +139,7 @@ class _Run:
             log_snrs = sampling_grid(self.steps, loaded.log_snr_max, loaded.log_snr_min)
             x0 = dpm_solver_pp_2m(denoise, self.temperature * noise(), log_snrs, project=project, on_step=on_step)
         return loaded.stage.result(example, x0)[0].float().cpu().numpy()
+
+    @staticmethod
+    def _preview(loaded: LoadedStage, example: Example, x0: torch.Tensor, skin) -> Surface | None:
+        return skin(loaded.stage.result(example, x0)[0, 0].float().cpu().numpy())
