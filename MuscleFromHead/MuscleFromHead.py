@@ -1,8 +1,15 @@
 """MuscleFromHead: measures the radiodensity of muscles in a CT, which a head MRI is asked to predict."""
 
+from typing import Union
+
 import numpy as np
 import slicer
-from slicer import vtkMRMLDisplayableNode, vtkMRMLScalarVolumeNode, vtkMRMLTableNode
+from slicer import (
+    vtkMRMLLabelMapVolumeNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+    vtkMRMLTableNode,
+)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import parameterNodeWrapper
@@ -42,7 +49,8 @@ class MuscleFromHeadParameterNode:
     """
 
     ctVolume: vtkMRMLScalarVolumeNode
-    muscles: vtkMRMLDisplayableNode
+    # Union and not |: Slicer's selector takes its node types from the annotation and knows no other spelling.
+    muscles: Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007
     radiodensity: vtkMRMLTableNode
 
 

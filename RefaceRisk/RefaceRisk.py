@@ -4,12 +4,13 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Union
 
 import slicer
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLTableNode
+from slicer import vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, vtkMRMLTableNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
@@ -66,10 +67,11 @@ class RefaceRiskParameterNode:
     """
 
     defacedVolume: vtkMRMLScalarVolumeNode
-    removedRegion: vtkMRMLScalarVolumeNode
+    # Union and not |: Slicer's selector takes its node types from the annotation and knows no other spelling.
+    removedRegion: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, None]  # noqa: UP007
     originalVolume: vtkMRMLScalarVolumeNode
     model: Model = Model.DIFFUSION
-    seed: int = 0
+    seed: Annotated[int, WithinRange(0, 999999)] = 0
     distances: vtkMRMLTableNode
 
 

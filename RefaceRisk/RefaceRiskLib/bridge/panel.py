@@ -179,8 +179,9 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def showTable(self, view, node) -> None:
         view.setMRMLTableNode(node)
-        view.setFirstRowLocked(True)
-        view.resizeColumnsToContents()
+        if node is not None:  # the view complains in the log otherwise
+            view.setFirstRowLocked(True)
+            view.resizeColumnsToContents()
 
 
 def show_in_slices(background=None, foreground=None) -> None:
