@@ -2,25 +2,29 @@
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Union
 
+import qt
 import slicer
 from slicer import vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, vtkMRMLTableNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
 )
 
+from RefaceRiskLib.bridge.comparison import Comparison
 from RefaceRiskLib.bridge.nodes import node_from_volume, place_beside, table_node, volume_from_node
 from RefaceRiskLib.bridge.packages import ensure_diffusion_packages
 from RefaceRiskLib.bridge.panel import Panel, show_in_slices
+from RefaceRiskLib.bridge.skins import forming_node, show_legend, skin_node
 from RefaceRiskLib.bridge.worker_process import Job, JobRunner
+from RefaceRiskLib.errors import RefaceRiskError
 
 
 class RefaceRisk(ScriptedLoadableModule):
@@ -62,7 +66,11 @@ class RefaceRiskParameterNode:
     removedRegion - 1 where it was removed; estimated where it is not given.
     originalVolume - The head before defacing, to measure against.
     model - What draws the face.
+    samples - How many faces to draw; of several the mean is shown.
+    steps - Network calls in each stage of the diffusion.
     seed - The same seed draws the same face again.
+    device - Where the diffusion runs.
+    withAverage - Whether the average face is put on too, to compare with.
     distances - The table of the latest run.
     """
 
@@ -71,13 +79,24 @@ class RefaceRiskParameterNode:
     removedRegion: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, None]  # noqa: UP007
     originalVolume: vtkMRMLScalarVolumeNode
     model: Model = Model.DIFFUSION
+    samples: Annotated[int, WithinRange(1, 16)] = 1
+    steps: Annotated[int, WithinRange(1, 100)] = 8
     seed: Annotated[int, WithinRange(0, 999999)] = 0
+    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
+    withAverage: bool = True
     distances: vtkMRMLTableNode
 
 
 class RefaceRiskWidget(Panel):
     def makeLogic(self) -> "RefaceRiskLogic":
         return RefaceRiskLogic()
+
+    def connectPanel(self) -> None:
+        self.comparison = Comparison()
+        self.outputs = None
+        self.forming = None
+        self.ui.compareButton.connect("toggled(bool)", self.onCompareToggled)
+        self.ui.pictureButton.connect("clicked(bool)", self.onPictureButton)
 
     def selectDefaults(self) -> None:
         if not self._parameterNode.defacedVolume:
@@ -86,7 +105,17 @@ class RefaceRiskWidget(Panel):
                 self._parameterNode.defacedVolume = first
 
     def parametersChanged(self) -> None:
-        self.showTable(self.ui.distanceTable, self._parameterNode.distances)
+        parameters = self._parameterNode
+        for widget in (self.ui.samplesSpinBox, self.ui.stepsSpinBox, self.ui.seedSpinBox, self.ui.deviceComboBox):
+            widget.enabled = parameters.model == Model.DIFFUSION
+        self.showTable(self.ui.distanceTable, parameters.distances)
+
+    def updateApplyButton(self) -> None:
+        super().updateApplyButton()
+        skins = self.outputs.skins if self.outputs else {}
+        self.ui.compareButton.enabled = len([node for node in skins.values() if inScene(node)]) > 1
+        measured = self.outputs is not None and self.outputs.distances is not None
+        self.ui.pictureButton.enabled = measured and not self.running
 
     def whyNotApply(self) -> str:
         parameters = self._parameterNode
@@ -100,31 +129,97 @@ class RefaceRiskWidget(Panel):
         parameters = self._parameterNode
         if parameters.model == Model.DIFFUSION:
             ensure_diffusion_packages()
+        self.ui.compareButton.checked = False
+        self.ui.summaryLabel.text = ""
         return self.logic.startReface(
             parameters.defacedVolume,
             parameters.originalVolume,
             parameters.removedRegion,
             model=parameters.model.value,
+            samples=parameters.samples,
+            steps=parameters.steps,
             seed=parameters.seed,
+            device=parameters.device,
+            withAverage=parameters.withAverage,
             onProgress=self.showProgress,
+            onPreview=self.onPreview,
             onEnd=self.onEnd,
         )
 
+    def onPreview(self, job: Job, message: dict) -> None:
+        """The skin as it forms, in the 3-D views and as an outline in the slices."""
+        self.forming = forming_node(message["path"], self.forming if inScene(self.forming) else None)
+
     def onEnd(self, outputs: "Outputs", error: Exception | None) -> None:
+        self.removeForming()
         if outputs.refaced is not None:
+            self.outputs = outputs
             show_in_slices(background=outputs.refaced)
         if outputs.distances is not None:
             # The panel may have been left meanwhile, and has no parameter node then; the scene has.
             self.logic.getParameterNode().distances = outputs.distances
+            self.ui.summaryLabel.text = outputs.summary
         self.showEnd(error)
+        if error is None and len(outputs.skins) > 1:
+            self.ui.compareButton.checked = True
+
+    def onCompareToggled(self, checked: bool) -> None:
+        if checked and self.outputs:
+            self.comparison.show({title: node for title, node in self.outputs.skins.items() if inScene(node)})
+        else:
+            self.comparison.restore()
+
+    def onPictureButton(self, *_clicked) -> None:
+        """The faces and their distances as one picture, like the figure of the paper."""
+        path = qt.QFileDialog.getSaveFileName(None, _("Save the picture"), "faces.png", _("Picture (*.png)"))
+        if not path or self.running:
+            return
+        path = path if path.lower().endswith(".png") else f"{path}.png"
+        try:
+            runner = self.logic.startPicture(self.outputs, path, onProgress=self.showProgress, onEnd=self.showEnd)
+        except RefaceRiskError as error:
+            self.showEnd(error)
+            return
+        self.watch(runner)
+
+    def stop(self) -> None:
+        super().stop()
+        self.removeForming()
+
+    def onSceneStartClose(self, caller, event) -> None:
+        super().onSceneStartClose(caller, event)
+        self.ui.compareButton.checked = False
+        self.ui.summaryLabel.text = ""
+        self.outputs = None
+
+    def cleanup(self) -> None:
+        self.comparison.restore()
+        super().cleanup()
+
+    def removeForming(self) -> None:
+        if inScene(self.forming):
+            slicer.mrmlScene.RemoveNode(self.forming)
+        self.forming = None
+
+
+def inScene(node) -> bool:
+    return node is not None and node.GetScene() is not None
 
 
 @dataclass
 class Outputs:
-    """What a run has brought so far."""
+    """What a run has brought so far.
+
+    refaced, average : volume nodes. distances : table node. skins : title -> model node, coloured by the distance to
+    the original. summary : the risk in plain words. inputs : the volume nodes that were compared, by name.
+    """
 
     refaced: vtkMRMLScalarVolumeNode | None = None
+    average: vtkMRMLScalarVolumeNode | None = None
     distances: vtkMRMLTableNode | None = None
+    skins: dict = field(default_factory=dict)
+    summary: str = ""
+    inputs: dict = field(default_factory=dict)
 
 
 class RefaceRiskLogic(ScriptedLoadableModuleLogic):
@@ -133,13 +228,28 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
     def getParameterNode(self) -> RefaceRiskParameterNode:
         return RefaceRiskParameterNode(super().getParameterNode())
 
-    def reface(self, defaced, original=None, removed=None, model: str = "reference", seed: int = 0) -> Outputs:
+    def reface(
+        self,
+        defaced,
+        original=None,
+        removed=None,
+        model: str = "reference",
+        samples: int = 1,
+        steps: int = 8,
+        seed: int = 0,
+        device: str = "auto",
+        withAverage: bool = False,
+    ) -> Outputs:
         """Draws a face into the volume node `defaced` and waits for it.
 
         :param original: volume node to measure distances against, if there is one
         :param removed: volume node, 1 where the face was removed; estimated if there is none
         :param model: reference (diffusion, needs PyTorch), linear, average, or a folder of weights
-        :return: the refaced volume node, and the table node of distances (None without an original)
+        :param samples: how many faces to draw; of several the mean comes back
+        :param steps: network calls in each stage of the diffusion
+        :param device: auto, cpu, cuda or mps
+        :param withAverage: put the average face on too, to compare with
+        :return: the refaced volume node, the table node of distances and the skins (none without an original)
         :raises RefaceRiskError: when it cannot be done, with one line that says why
         """
         ends = []
@@ -148,7 +258,11 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
             original,
             removed,
             model=model,
+            samples=samples,
+            steps=steps,
             seed=seed,
+            device=device,
+            withAverage=withAverage,
             onEnd=lambda outputs, error: ends.append(outputs),
         )
         runner.wait()
@@ -160,44 +274,92 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
         original=None,
         removed=None,
         model: str = "reference",
+        samples: int = 1,
+        steps: int = 8,
         seed: int = 0,
+        device: str = "auto",
+        withAverage: bool = False,
         onProgress: Callable[[Job, dict], None] | None = None,
+        onPreview: Callable[[Job, dict], None] | None = None,
         onEnd: Callable[[Outputs, Exception | None], None] | None = None,
     ) -> JobRunner:
         """The same in child processes: returns at once. `worker_process.follow` polls the runner from Qt."""
         from RefaceRiskLib import volumes
 
-        outputs = Outputs()
+        outputs = Outputs(inputs={"defaced": defaced, "original": original, "removed": removed})
 
         def jobs(folder: Path) -> list[Job]:
             def written(node, name: str) -> Path:
                 return volumes.save(volume_from_node(node), folder / name)
 
-            source, refaced = written(defaced, "defaced.nii"), folder / "refaced.nii"
+            source = written(defaced, "defaced.nii")
             mask = None if removed is None else written(removed, "removed.nii")
-            draw = {"source": source, "out": refaced, "mask": mask, "model": model, "seed": seed}
-            chain = [Job("reface", draw, _("Drawing the face"))]
+            shared = {"source": source, "mask": mask, "device": device}
+            others = {"defaced": source, "refaced": folder / "refaced.nii"}
+            draw = {"out": others["refaced"], "model": model, "samples": samples, "steps": steps, "seed": seed}
+            chain = [Job("reface", {**shared, **draw}, _("Drawing the face"))]
+            if withAverage and model != "average":
+                others["average"] = folder / "average.nii"
+                put = {**shared, "out": others["average"], "model": "average"}
+                chain.append(Job("reface", put, _("Putting the average face on")))
             if original is not None:
-                others = {"defaced": source, "refaced": refaced}
-                compare = {"original": written(original, "original.nii"), "others": others, "removed": mask}
+                head = written(original, "original.nii")
+                compare = {"original": head, "others": others, "removed": mask, "skins": folder / "skins"}
                 chain.append(Job("measure", compare, _("Measuring")))
             return chain
 
         def collect(job: Job, message: dict) -> None:
-            if job.name == "reface":
-                volume = volumes.load(message["outputs"]["refaced"])
-                name = _("{name} refaced (synthetic)").format(name=defaced.GetName())
-                outputs.refaced = node_from_volume(volume, name)
-                place_beside(outputs.refaced, defaced)
-            else:
-                outputs.distances = distanceTable(message["record"]["rows"], defaced.GetName())
+            if job.name == "measure":
+                rows = message["record"]["rows"]
+                outputs.distances = distanceTable(rows, defaced.GetName())
+                outputs.skins = skinNodes(message["outputs"], defaced.GetName())
+                outputs.summary = inPlainWords(rows, model)
+                return
+            average = job.arguments["model"] == "average" and model != "average"
+            name = _("{name} average face (synthetic)") if average else _("{name} refaced (synthetic)")
+            volume = volumes.load(message["outputs"]["refaced"])
+            node = node_from_volume(volume, name.format(name=defaced.GetName()))
+            place_beside(node, defaced)
+            setattr(outputs, "average" if average else "refaced", node)
 
         return JobRunner(
             jobs,
             on_progress=onProgress,
+            on_preview=onPreview,
             on_result=collect,
             on_end=lambda error: onEnd(outputs, error) if onEnd else None,
         ).start()
+
+    def savePicture(self, outputs: Outputs, path: str) -> None:
+        """Writes the picture of a run with an original (PNG) and waits: rows of faces with their distances."""
+        self.startPicture(outputs, path).wait()
+
+    def startPicture(
+        self,
+        outputs: Outputs,
+        path: str,
+        onProgress: Callable[[Job, dict], None] | None = None,
+        onEnd: Callable[[Exception | None], None] | None = None,
+    ) -> JobRunner:
+        """The same in a child process: returns at once."""
+        from RefaceRiskLib import volumes
+
+        nodes = {**outputs.inputs, "refaced": outputs.refaced, "average": outputs.average}
+        for name in ("original", "defaced", "refaced"):
+            if not inScene(nodes[name]):
+                raise RefaceRiskError(f"the {name} head is not in the scene any more", "run it again")
+
+        def jobs(folder: Path) -> list[Job]:
+            files = {
+                name: volumes.save(volume_from_node(node), folder / f"{name}.nii")
+                for name, node in nodes.items()
+                if inScene(node)
+            }
+            original, removed = files.pop("original"), files.pop("removed", None)
+            draw = {"original": original, "others": files, "removed": removed, "picture": str(path)}
+            return [Job("measure", draw, _("Drawing the picture"))]
+
+        return JobRunner(jobs, on_progress=onProgress, on_end=onEnd).start()
 
 
 def distanceTable(rows: list[dict], name: str) -> vtkMRMLTableNode:
@@ -215,6 +377,50 @@ def distanceTable(rows: list[dict], name: str) -> vtkMRMLTableNode:
         for key, title in titles.items()
     }
     return table_node(_("{name} distances").format(name=name), columns)
+
+
+def skinNodes(files: dict[str, str], name: str) -> dict[str, object]:
+    """Title -> model node of each skin that the worker measured, coloured by its distance to the original."""
+    titles = {
+        "original skin": _("original"),
+        "defaced skin": _("defaced"),
+        "refaced skin": _("refaced"),
+        "average skin": _("average face"),
+    }
+    nodes = {
+        title: skin_node(files[key], _("{name} skin, {title}").format(name=name, title=title))
+        for key, title in titles.items()
+        if key in files
+    }
+    for title in list(nodes)[1:]:
+        show_legend(nodes[title])
+    return nodes
+
+
+def inPlainWords(rows: list[dict], model: str) -> str:
+    """What the distances say about the risk, in a few sentences."""
+    mean = {row["image"]: row["mean_mm"] for row in rows if row["region"] == "face"}
+    back = 1 - mean["refaced"] / mean["defaced"] if mean["defaced"] > 0 else 0.0
+    sentences = [
+        _("The drawn face lies {refaced:.2f} mm (mean) from the true one, the defaced head {defaced:.2f} mm.").format(
+            **mean
+        )
+    ]
+    if back <= 0.05:
+        sentences.append(_("What was removed did not come back."))
+    if "average" in mean:
+        ratio = mean["refaced"] / mean["average"] if mean["average"] > 0 else 1.0
+        sentences.append(_("An average face lies {average:.2f} mm from it.").format(**mean))
+        if ratio < 0.97:
+            sentences.append(
+                _("The drawn face is {percent:.0f} % nearer: the rest of the head gives part of the face away.").format(
+                    percent=100 * (1 - ratio)
+                )
+            )
+        else:
+            sentences.append(_("The drawn face is no nearer to this person's own than an average one."))
+    sentences.append(_("Distance is geometry, not the rate at which anybody would recognise the face."))
+    return " ".join(sentences)
 
 
 class RefaceRiskTest(ScriptedLoadableModuleTest):

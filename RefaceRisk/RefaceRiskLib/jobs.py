@@ -351,6 +351,7 @@ def measure(
     coloured: Sequence[str] | None = None,
     titles: Mapping[str, str] | None = None,
     registration: Registration | None = None,
+    skins: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Done:
     """Distances (mm) from the skin of `original` to the skin of each of `others`.
@@ -359,10 +360,14 @@ def measure(
     `picture` shows the original and the images named in `drawn`, then the original coloured by its distance to
     those named in `coloured` (default: all), under their `titles`.
     `registration` (template to original) saves the search for it where it is known.
+    `skins`: a folder for the surfaces that were compared, `original.npz` and `<name>.npz`: points (N, 3) RAS mm,
+    triangles (M, 3), distance_mm (N,) of each point from the original's skin.
     """
     named = dict(others) if isinstance(others, Mapping) else dict(zip(_labels(others), others, strict=True))
     inputs = [original, *named.values()] + ([] if removed is None else [removed])
-    outputs = _Outputs(inputs=inputs, main=None, others={"distances": out, "picture": picture})
+    drawn_skins = {} if skins is None else {n: Path(skins) / f"{n}.npz" for n in ("original", *named)}
+    skin_files = {f"{name} skin": path for name, path in drawn_skins.items()}
+    outputs = _Outputs(inputs=inputs, main=None, others={"distances": out, "picture": picture, **skin_files})
     if out is not None and Path(out).suffix.lower() not in (".json", ".tsv"):
         raise RefaceRiskError("distances are written as .json or .tsv", "name the file so", out)
     if picture is not None:
@@ -413,8 +418,25 @@ def measure(
             tsv(record["rows"], COLUMNS) if Path(out).suffix.lower() == ".tsv" else json.dumps(record, indent=2) + "\n"
         )
         outputs.text("distances", text)
+    for name in drawn_skins:
+        _save_skin(outputs.path(f"{name} skin"), measurement, name)
+        outputs.note(f"{name} skin")
     report(on_progress, "measure", steps, steps)
     return Done(outputs.written, record, {"measurement": measurement, "registration": registration})
+
+
+def _save_skin(path: Path, measurement, name: str) -> None:
+    """A surface and how far its points lie from the original's skin, whole or not at all."""
+    from .surface.distance import point_to_surface
+
+    own = name == "original"
+    skin = measurement.original if own else measurement.surfaces[name]
+    distance = np.zeros(len(skin.points)) if own else point_to_surface(skin.points, measurement.original)
+    arrays = {"points": skin.points.astype("f4"), "triangles": skin.triangles.astype("i4")}
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as stream:
+        np.savez(stream, **arrays, distance_mm=distance.astype("f4"))
+    temporary.replace(path)
 
 
 def train(

@@ -116,3 +116,18 @@ def test_the_table_is_written_with_its_columns(measured, tmp_path):
     assert lines[0].split("\t") == list(COLUMNS)
     assert len(lines) == 1 + len(measured.rows())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["distances.tsv"]
+
+
+def test_skins_are_kept_with_the_distance_of_each_point_from_the_original(measured, tmp_path):
+    from RefaceRiskLib.jobs import _save_skin
+
+    for name in ("original", "defaced"):
+        _save_skin(tmp_path / f"{name}.npz", measured, name)
+    with np.load(tmp_path / "defaced.npz") as kept:
+        assert len(kept["distance_mm"]) == len(kept["points"])
+        assert kept["triangles"].max() < len(kept["points"])
+        assert kept["distance_mm"].max() == pytest.approx(measured["defaced"]["face"].max, rel=0.5)
+        assert np.median(kept["distance_mm"]) == 0  # most of the head was left as it was
+    with np.load(tmp_path / "original.npz") as kept:
+        assert not kept["distance_mm"].any()
+    assert not list(tmp_path.glob(".*"))

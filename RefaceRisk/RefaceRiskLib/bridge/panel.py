@@ -146,10 +146,14 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 raise
             return
         if runner is not None:
-            self.runner = follow(runner)
-            self.ui.progressBar.setRange(0, 0)
-            self.ui.progressBar.visible = True
-            self.updateApplyButton()
+            self.watch(runner)
+
+    def watch(self, runner: JobRunner) -> None:
+        """Follows a runner that was started, with Apply as its Cancel."""
+        self.runner = follow(runner)
+        self.ui.progressBar.setRange(0, 0)
+        self.ui.progressBar.visible = True
+        self.updateApplyButton()
 
     def showProgress(self, job, message: dict) -> None:
         bar = self.ui.progressBar

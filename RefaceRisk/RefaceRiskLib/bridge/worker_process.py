@@ -166,7 +166,8 @@ class WorkerProcess:
 class JobRunner:
     """Runs jobs one after another and tells, from `poll`, what happens.
 
-    `on_progress(job, message)` for every progress message, `on_result(job, message)` for every job that is
+    `on_progress(job, message)` for every progress message, `on_preview(job, message)` for the latest of the previews
+    that have arrived (its file is there until two more have come), `on_result(job, message)` for every job that is
     done, `on_error(job, error)` for one that failed: it returns True when the jobs after it are still worth
     running. `on_end(error)` comes once, last: None, the error that ended the run, or Cancelled. The folder of
     inputs and outputs is removed after it.
@@ -180,9 +181,11 @@ class JobRunner:
         on_error: Callable[[Job, RefaceRiskError], bool] | None = None,
         on_end: Callable[[Exception | None], None] | None = None,
         python: str | None = None,
+        on_preview: Callable[[Job, dict], None] | None = None,
     ):
         self._make_jobs = jobs
         self._on_progress = on_progress or (lambda job, message: None)
+        self._on_preview = on_preview or (lambda job, message: None)
         self._on_result = on_result or (lambda job, message: None)
         self._on_error = on_error or (lambda job, error: False)
         self._on_end = on_end or (lambda error: None)
@@ -213,9 +216,14 @@ class JobRunner:
         if self.ended:
             return False
         running = self._worker.running
-        for message in self._worker.messages():
+        messages = self._worker.messages()
+        for message in messages:
             if message["type"] == "progress":
                 self._on_progress(self._worker.job, message)
+        preview = next((message for message in reversed(messages) if message["type"] == "preview"), None)
+        if preview is not None and not self.ended:
+            with suppress(OSError):  # a slow listener: two newer ones have come and this file is gone
+                self._on_preview(self._worker.job, preview)
         if running or self.ended:
             return not self.ended
         worker, self._worker = self._worker, None

@@ -125,9 +125,9 @@ class _Run:
 
         def on_step(step: int, of: int, x0: torch.Tensor) -> None:
             preview = partial(self._preview, loaded, example, x0, skin)
-            report(self.on_progress, name + self.which, step, of, preview=preview)
+            report(self.on_progress, name + self.which, step, of, f"on {self.device}", preview)
 
-        report(self.on_progress, name + self.which, 0, self.steps)
+        report(self.on_progress, name + self.which, 0, self.steps, f"on {self.device}")
         project = loaded.stage.project(example)
 
         def noise() -> torch.Tensor:
