@@ -1,0 +1,140 @@
+"""The panels behind a stand-in for Slicer's Python: see `pythonqt`. Skips, saying why, where that cannot run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _why_not() -> str:
+    """What keeps these tests from running here; empty when nothing does."""
+    try:
+        import slicer
+        from PySide6 import QtUiTools, QtWidgets
+
+        QtWidgets.QApplication.instance() or QtWidgets.QApplication(["Slicer"])
+    except ImportError as error:  # also told of missing system libraries, as libEGL.so.1
+        return f"the panels cannot be driven here: {error} (make setup installs PySide6-Essentials and slicer-core)"
+    return "" if hasattr(slicer, "vtkMRMLScene") and QtUiTools else "slicer is not slicer-core"
+
+
+collect_ignore_glob = []
+NEEDED = _why_not()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if NEEDED:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=NEEDED))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real volumes; a test that needs it is skipped where it is absent."""
+    named = os.environ.get("REFACERISK_SHARED_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real volumes at {folder} (REFACERISK_SHARED_DATA names another folder)")
+    return folder
+
+
+@pytest.fixture
+def layer():
+    """qt, ctk and slicer as in Slicer; fails the test when a slot raised or a widget complained."""
+    import pythonqt
+
+    with pythonqt.installed() as found:
+        yield found
+        errors, complaints = list(found.slot_errors), list(found.complaints)
+    pythonqt.dialogs.forget()
+    assert not errors, f"raised in slots: {errors}"
+    assert not complaints, f"logged by widgets: {complaints}"
+
+
+@pytest.fixture
+def open_panel(layer, tmp_path, monkeypatch):
+    """Opens a module as Slicer does: open_panel("RefaceRisk") -> module, widget (Python), ui, frame (the C++ side)."""
+    import slicer
+    from pythonqt import application
+
+    from RefaceRiskLib.bridge import worker_process
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(worker_process.tempfile, "tempdir", str(scratch))
+    opened = []
+
+    def open_module(name: str) -> SimpleNamespace:
+        module = application.load_module(REPOSITORY / name / f"{name}.py")
+        frame = module.widgetRepresentation()
+        frame.enter()
+        widget = slicer.util.getModuleWidget(name)
+        panel = SimpleNamespace(module=module, frame=frame, widget=widget, ui=widget.ui, scratch=scratch)
+        opened.append(name)
+        return panel
+
+    yield open_module
+    for name in opened:
+        application.unload_module(name)
+    assert not list(scratch.iterdir()), "temporary files were left behind"
+
+
+@pytest.fixture
+def layout_manager(layer):
+    """Gives the application slice views (nodes and logics of the scene, nothing drawn)."""
+    import slicer
+    from pythonqt import application
+
+    manager = application.LayoutManager(slicer.mrmlScene)
+    slicer.app.setLayoutManager(manager)
+    return manager
+
+
+class EventLoop:
+    """Runs Qt's events and keeps count of how long they were held up."""
+
+    def __init__(self):
+        from PySide6 import QtCore
+
+        self.longest_stall = 0.0
+        self._last = None
+        self._timer = QtCore.QTimer()
+        self._timer.setTimerType(QtCore.Qt.TimerType.PreciseTimer)
+        self._timer.timeout.connect(self._tick)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.longest_stall = max(self.longest_stall, now - self._last)
+        self._last = now
+
+    def until(self, condition, timeout: float = 60) -> float:
+        """Until it holds; returns the seconds that took. Fails after `timeout`."""
+        from PySide6 import QtCore
+
+        began, self._last = time.perf_counter(), None
+        self._timer.start(10)
+        waiting = QtCore.QEventLoop()
+        check = QtCore.QTimer()
+        check.timeout.connect(lambda: (condition() or time.perf_counter() - began > timeout) and waiting.quit())
+        check.start(5)
+        waiting.exec()
+        check.stop()
+        self._timer.stop()
+        assert condition(), f"not within {timeout} s"
+        return time.perf_counter() - began
+
+
+@pytest.fixture
+def event_loop(layer) -> EventLoop:
+    return EventLoop()
