@@ -169,12 +169,14 @@ def compare(
     out: str | Path,
     methods: Sequence[str] | None = None,
     picture: bool = True,
+    fill: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Done:
     """Runs several defacers on the head in `source`, on one registration, and writes what they made to folder `out`.
 
     For each method `METHOD.nii.gz` and `METHOD_mask.nii.gz`, for all `comparison.tsv`, `comparison.json` and
     `comparison.png` (it shows the true face). `methods` (default: all that need no mask drawn by hand).
+    `fill`: what the removed voxels get, by all methods alike (default: each method's own).
     Raises RefaceRiskError for an unreadable head, an unknown method, or an output that is an input.
     """
     from .defacing import compare as comparing
@@ -190,7 +192,9 @@ def compare(
     outputs = _Outputs(inputs=[source], main=None, others=files)
     head = volumes.load(source)
     volumes.check_head(head)
-    comparison = comparing.compare(head, methods, on_progress=on_progress)
+    options = {} if fill is None else {"fill": fill}
+    trials = [comparing.Trial(method, options) for method in methods]
+    comparison = comparing.compare(head, trials, on_progress=on_progress)
     rows = comparison.rows()
     record = {
         "command": "compare",
@@ -219,6 +223,42 @@ def compare(
     outputs.text("tsv", tsv(rows, comparing.COLUMNS))
     outputs.text("json", json.dumps(record, indent=2) + "\n")
     return Done(outputs.written, record, {"comparison": comparison})
+
+
+def prepare(
+    source: str | Path, out: str | Path, skin: str | Path | None = None, on_progress: OnProgress | None = None
+) -> Done:
+    """What cutting by hand needs to know of the head in `source`.
+
+    `out` (a volume) gets the distance to the brain, widened by a safety margin, in mm, negative inside. `skin` (.npz)
+    gets the head's surface: points (N, 3) RAS mm, triangles (M, 3). The record holds the registration's quality and, as
+    "plane", where Quickshear would cut: "origin" and "normal" (towards the face), RAS mm.
+    """
+    outputs = _Outputs(inputs=[source], main=out, others={"skin": skin})
+    from .defacing import prepare as prepare_head
+    from .defacing.quickshear import shear_plane
+    from .surface.extract import extract_skin
+
+    head = volumes.load(source)
+    volumes.check_head(head)
+    ready = prepare_head(head, on_progress=on_progress)
+    normal, offset = shear_plane(ready.brain, head.affine)
+    centre = np.argwhere(ready.brain).mean(axis=0) @ head.affine[:3, :3].T + head.affine[:3, 3]
+    origin = centre + (offset - normal @ centre) * normal
+    record = {
+        "command": "prepare",
+        "version": __version__,
+        "input": _origin(head, source),
+        "registration": _plain(ready.registration.quality),
+        "plane": {"origin": origin.tolist(), "normal": (-normal).tolist()},
+    }
+    if skin is not None:
+        report(on_progress, "skin", 0, 1)
+        _save_surface(outputs.path("skin"), extract_skin(head))
+        outputs.note("skin")
+        report(on_progress, "skin", 1, 1)
+    outputs.volume("brain distance", head.with_intensities(ready.brain_distance, dtype=np.float32), record)
+    return Done(outputs.written, record, {"head": ready})
 
 
 def montage(sources: Sequence[str | Path], out: str | Path, on_progress: OnProgress | None = None) -> Done:
@@ -432,10 +472,14 @@ def _save_skin(path: Path, measurement, name: str) -> None:
     own = name == "original"
     skin = measurement.original if own else measurement.surfaces[name]
     distance = np.zeros(len(skin.points)) if own else point_to_surface(skin.points, measurement.original)
-    arrays = {"points": skin.points.astype("f4"), "triangles": skin.triangles.astype("i4")}
+    _save_surface(path, skin, distance_mm=distance.astype("f4"))
+
+
+def _save_surface(path: Path, surface, **of_points: np.ndarray) -> None:
+    """Points (N, 3), triangles (M, 3) and what belongs to each point as an .npz file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as stream:
-        np.savez(stream, **arrays, distance_mm=distance.astype("f4"))
+        np.savez(stream, points=surface.points.astype("f4"), triangles=surface.triangles.astype("i4"), **of_points)
     temporary.replace(path)
 
 
@@ -455,6 +499,57 @@ def train(
     return Done({"weights": Path(out)}, {"command": "train", "stage": stage, "resumed": resume})
 
 
+def muscle_measure(
+    source: str | Path,
+    out: str | Path | None = None,
+    labels: str | Path | None = None,
+    wanted: Sequence[int | str] | None = None,
+    site: str | None = None,
+    slice_number: int | None = None,
+    roi: str | Path | None = None,
+    slab_mm: float = 0.0,
+    picture: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Radiodensity of muscles in the CT `source`: of a label map (`wanted`: numbers or names), or of a `site` (abdomen,
+    thigh, shin) segmented without a network at one level. `out` (JSON) gets a list of objects, one a muscle.
+    """
+    inputs = [path for path in (source, labels, roi) if path is not None]
+    outputs = _Outputs(inputs=inputs, main=None, others={"radiodensity": out, "picture": picture})
+    if picture is not None:
+        _must_be_png(picture)
+    from .radiodensity.fit import measure_ct
+
+    report(on_progress, "measure", 0, 1)
+    drawn = None if picture is None else outputs.path("picture")
+    rows, record = measure_ct(source, labels, wanted, site, slice_number, roi, slab_mm, drawn)
+    if picture is not None:
+        outputs.note("picture")
+    if out is not None:
+        outputs.text("radiodensity", json.dumps(_plain(rows), indent=2) + "\n")
+    report(on_progress, "measure", 1, 1)
+    return Done(outputs.written, {**record, "rows": _plain(rows)})
+
+
+def muscle_fit(
+    source: str | Path,
+    out: str | Path,
+    images: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+    **options,
+) -> Done:
+    """Predicts the muscle of the people in the table `source` from their heads; tables, figure and report go to folder
+    `out`. `images`: folder of the image types, kept for the next run. `options`: of `radiodensity.fit.FitOptions`."""
+    from .radiodensity.fit import FitOptions, fit
+
+    for name in ("targets", "types"):
+        if options.get(name) is not None:
+            options[name] = tuple(options[name])
+    done = fit(source, out, FitOptions(**options), images, on_progress)
+    rows = {"correlations": _plain(done.correlations), "comparisons": _plain(done.comparisons)}
+    return Done(done.files, {**_plain(done.record), **rows, "left_out": [str(problem) for problem in done.problems]})
+
+
 def _demo(**arguments) -> Done:
     from .demo import run_demo
 
@@ -470,10 +565,13 @@ def _study(**arguments) -> Done:
 JOBS: dict[str, Callable[..., Done]] = {
     "deface": deface,
     "compare": compare,
+    "prepare": prepare,
     "montage": montage,
     "reface": reface,
     "measure": measure,
     "train": train,
+    "muscle_measure": muscle_measure,
+    "muscle_fit": muscle_fit,
     "study": _study,
     "demo": _demo,
 }

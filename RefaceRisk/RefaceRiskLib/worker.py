@@ -1,6 +1,6 @@
 """One job in a child process: `python worker.py job.json`.
 
-The job file holds `{"job": "deface"|"reface"|"measure"|"train"|"demo", "arguments": {...}}`, the arguments
+The job file holds `{"job": "deface"|"compare"|"reface"|"measure"|..., "arguments": {...}}`, the arguments
 being those of the function of that name in `jobs`; optionally `"scratch"` (a folder for previews) and
 `"cancel_on_eof": true` (also stop when the parent goes away).
 

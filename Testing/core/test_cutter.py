@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from RefaceRiskLib.defacing.cutter import Ball, Cuboid, Cutter, Plane
+from RefaceRiskLib.defacing.cutter import Ball, Cuboid, Cutter, Drawn, Plane
 from RefaceRiskLib.volumes import Volume
 
 AFFINES = {
@@ -65,6 +65,13 @@ def test_the_mask_stays_in_the_memory_that_is_shown(cutter):
     cutter.paint(Ball((0, 0, 0), 8))
     cutter.cut()
     assert cutter.mask is shown
+
+
+def test_what_is_drawn_is_added_and_given_back_but_not_in_the_brain(cutter):
+    drawn = np.random.default_rng(0).random(SHAPE) > 0.7
+    np.testing.assert_array_equal(cutter.paint(Drawn(drawn)) > 0, drawn & (cutter._brain_distance > 3))
+    assert not cutter.paint(Drawn(np.ones(SHAPE, bool)), add=False).any()
+    assert not cutter.paint(Drawn(np.zeros(SHAPE, bool))).any()
 
 
 def test_strokes_are_taken_back_one_by_one_and_done_again(cutter, affine):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..volumes import Volume
+from ..volumes import Volume, bounding_box
 
 Box = tuple[slice, slice, slice]
 
@@ -79,6 +79,19 @@ class Ball:
         index = np.stack(np.meshgrid(*[np.arange(s.start, s.stop) for s in box], indexing="ij"), -1)
         points = index @ affine[:3, :3].T + affine[:3, 3]
         return np.square(points - np.asarray(self.centre)).sum(axis=-1) <= self.radius_mm**2
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Voxels that somebody drew, (I, J, K) bool on the head's own grid."""
+
+    mask: np.ndarray
+
+    def box(self, shape: Sequence[int], affine: np.ndarray) -> Box:
+        return bounding_box(self.mask) if self.mask.any() else (slice(0, 0),) * 3
+
+    def inside(self, box: Box, affine: np.ndarray) -> np.ndarray:
+        return self.mask[box]
 
 
 class Cutter:
