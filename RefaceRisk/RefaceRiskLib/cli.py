@@ -58,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_deface, _add_compare, _add_montage, _add_reface, _add_measure, _add_study, _add_train, _add_demo):
+    first = (_add_deface, _add_compare, _add_montage, _add_reface, _add_measure)
+    for add in (*first, _add_muscle, _add_study, _add_train, _add_demo):
         add(commands)
     return parser
 
@@ -175,6 +176,7 @@ def _add_compare(commands) -> None:
     command.add_argument(
         "--methods", metavar="M", nargs="+", help="defacers (default: all that need no mask), see below"
     )
+    command.add_argument("--fill", metavar="F", help="zero, noise, blur or average, for all methods alike")
     command.add_argument("--no-picture", action="store_true", help="do not draw comparison.png")
 
 
@@ -187,6 +189,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             arguments.out,
             methods=arguments.methods,
             picture=not arguments.no_picture,
+            fill=arguments.fill,
             on_progress=on_progress,
         )
     print(jobs.comparison_table(done.record["rows"]))
@@ -371,6 +374,123 @@ def _study(arguments: argparse.Namespace) -> None:
     for row in done.record["failed"]:
         _say(arguments, f"failed: {row['participant_id']}: {row['reason']}")
     print(done.record["answer"])
+    _say_paths(arguments, done)
+
+
+def _add_muscle(commands) -> None:
+    commands._parser_class = argparse.ArgumentParser
+    group = commands.add_parser(
+        "muscle",
+        help="muscle in a CT, and how much of it the head tells",
+        description="Measures the radiodensity of muscle in CTs, and how well images of the head predict it.",
+    )
+    kinds = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_muscle_measure(kinds)
+    _add_muscle_fit(kinds)
+
+
+def _add_muscle_measure(commands) -> None:
+    command = _command(
+        commands,
+        "measure",
+        _muscle_measure,
+        "radiodensity of muscles in a CT",
+        "Mean, median and SD in HU, area, and the share of low attenuation of muscles: those of a label map, or the\n"
+        "muscle of a site, found without a network in one axial slice. The CT has to be in Hounsfield units.",
+        "refacerisk muscle measure ct.nii.gz --site thigh --out thigh.json --picture thigh.png",
+    )
+    command.add_argument("source", metavar="CT", help="folder of DICOM slices, or a file in HU")
+    command.add_argument("--labels", metavar="F", help="label map of the CT, as TotalSegmentator writes")
+    command.add_argument(
+        "--label", metavar="N", nargs="+", help="labels to measure, numbers or names (default: the muscles among them)"
+    )
+    command.add_argument("--site", metavar="S", help="abdomen, thigh or shin: find the muscle without a label map")
+    command.add_argument("--slice", type=int, metavar="N", help="axial slice, from 0 (default: the middle one)")
+    command.add_argument("--roi", metavar="F", help="mask or label map whose middle names the slice")
+    command.add_argument("--slab", type=float, default=0.0, metavar="MM", help="measure so much around that slice")
+    command.add_argument("--out", metavar="F.json", help="write the figures")
+    command.add_argument("--picture", metavar="F.png", help="draw the slice and what was taken for muscle")
+
+
+def _muscle_measure(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    with _progress(arguments) as on_progress:
+        done = jobs.muscle_measure(
+            arguments.source,
+            out=arguments.out,
+            labels=arguments.labels,
+            wanted=arguments.label,
+            site=arguments.site,
+            slice_number=arguments.slice,
+            roi=arguments.roi,
+            slab_mm=arguments.slab,
+            picture=arguments.picture,
+            on_progress=on_progress,
+        )
+    for row in done.record["rows"]:
+        print(
+            f"{row['site'] or row['label']}: mean {row['mean_hu']:.1f} HU, median {row['median_hu']:.1f}, "
+            f"SD {row['sd_hu']:.1f}, {row['area_mm2']:.0f} mm2, low attenuation {row['low_attenuation_share']:.0%}"
+        )
+    tilt = done.record["gantry_tilt_degrees"]
+    if tilt > 1:
+        _say(arguments, f"the gantry was tilted by {tilt:.1f} degrees: areas are those of the tilted slices")
+    _say_paths(arguments, done)
+
+
+def _add_muscle_fit(commands) -> None:
+    command = _command(
+        commands,
+        "fit",
+        _muscle_fit,
+        "predict muscle from the head, for each kind of image",
+        "Makes the image types of every head (original, defaced, skull-stripped, refaced, average face), predicts\n"
+        "muscle HU from each out of fold, age and sex regressed out, and writes tables, figure.png and report.html.\n"
+        "An interrupted run goes on where it stopped. Rows that cannot be used are listed in excluded.tsv.",
+        "refacerisk muscle fit participants.tsv --out study/",
+    )
+    command.add_argument(
+        "source", metavar="PARTICIPANTS.tsv", help="participant_id, head, age, sex, and hu_SITE or ct_SITE columns"
+    )
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for all that is written")
+    command.add_argument("--target", metavar="COLUMN", nargs="+", help="columns to predict (default: hu_* and ct_*)")
+    command.add_argument("--types", metavar="T", nargs="+", help="image types (default: all)")
+    command.add_argument("--images", metavar="DIR", help="folder that keeps the images (default: below --out)")
+    command.add_argument("--predictor", default="light", metavar="P", help="light or resnet (default: %(default)s)")
+    for name, default, what in (
+        ("folds", 5, "folds of a repeat"),
+        ("repeats", 10, "repeats of the validation"),
+        ("resamples", 1000, "bootstrap resamples"),
+    ):
+        command.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{what} (%(default)s)")
+    command.add_argument(
+        "--permutations", type=int, default=999, metavar="N", help="shuffled targets, light only (%(default)s)"
+    )
+    command.add_argument("--interval", default="percentile", metavar="I", help="percentile or bca (%(default)s)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of folds and resamples (%(default)s)")
+    command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda (default: auto)")
+
+
+_FIT_OPTIONS = ("predictor", "folds", "repeats", "resamples", "permutations", "interval", "seed", "device")
+
+
+def _muscle_fit(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    options = {name: getattr(arguments, name) for name in _FIT_OPTIONS} | {"targets": arguments.target}
+    options |= {} if arguments.types is None else {"types": arguments.types}
+    with _progress(arguments) as on_progress:
+        done = jobs.muscle_fit(
+            arguments.source, arguments.out, images=arguments.images, on_progress=on_progress, **options
+        )
+    for row in done.record["correlations"]:
+        interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+        print(f"{row['target']:<12} {row['image']:<13} n = {row['n']}  rho {row['rho']:.2f} {interval}")
+    for line in done.record["in_words"]:
+        print(line)
+    for line in done.record["left_out"]:
+        print(f"left out: {line}")
     _say_paths(arguments, done)
 
 
