@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ from RefaceRiskLib.template import load_template
 from RefaceRiskLib.volumes import Volume, save
 
 METHODS = ("mri_deface", "quickshear")
+
+
+@cache
+def grid():
+    return field_grid(load_template())
 
 
 class LightSubject(Subject):
@@ -41,7 +47,7 @@ class LightSubject(Subject):
         return (directions * self._radii(directions, rough)[:, None] + self._middle()).astype(np.float32)
 
     def _middle(self):
-        shape, affine = field_grid(load_template())
+        shape, affine = grid()
         return affine[:3, :3] @ (np.array(shape) / 2) + affine[:3, 3]
 
     def _save_array(self, name, array):
@@ -53,10 +59,10 @@ class LightSubject(Subject):
         return path
 
     def _original(self):
-        shape, affine = field_grid(load_template())
+        shape, affine = grid()
         every = 4  # the field at 8 mm, spread to the gallery's grid: quick to make
-        grid = np.stack(np.meshgrid(*[np.arange(0, n, every) for n in shape], indexing="ij"), axis=-1)
-        offset = grid @ affine[:3, :3].T + affine[:3, 3] - self._middle()
+        places = np.stack(np.meshgrid(*[np.arange(0, n, every) for n in shape], indexing="ij"), axis=-1)
+        offset = places @ affine[:3, :3].T + affine[:3, 3] - self._middle()
         distance = np.linalg.norm(offset, axis=-1)
         field = distance - self._radii(offset / np.maximum(distance, 1e-6)[..., None])
         for axis, n in enumerate(shape):
@@ -74,7 +80,8 @@ class LightSubject(Subject):
         voxels[: 2 * cut] = 0
         anat = self.ledger.out / self.name / "anat"
         anat.mkdir(parents=True, exist_ok=True)
-        outputs = [save(Volume(voxels, self.volume.affine), anat / f"{self.name}_desc-{method.replace('_', '')}_T1w.nii.gz")]
+        path = anat / f"{self.name}_desc-{method.replace('_', '')}_T1w.nii.gz"
+        outputs = [save(Volume(voxels, self.volume.affine), path)]
         rows = []
         for number, image in enumerate(("defaced", "dpm", "average")):
             mean = float(self.shape + cut + 0.1 * number)
@@ -82,7 +89,7 @@ class LightSubject(Subject):
                          "symmetric_mean_mm": mean, "seconds": 0.0})  # fmt: skip
             points = self._points(0.5 * (number + cut))
             outputs.append(self._save_array(f"{method}_{image}.npy", np.stack([points, points])))
-        quality = {"verdict": "ok", "reason": "", "face_surface_removed": 0.9, "brain_voxels_touched": 0, "removed_voxels": 9}
+        quality = {"verdict": "ok", "reason": "", "face_surface_removed": 0.9, "brain_voxels_touched": 0}
         return {"outputs": outputs, "rows": rows, "refused": "", "quality": quality}
 
 

@@ -1,10 +1,11 @@
 """Nothing is lost: runs that are killed, disks that are full, inputs that vanish.
 
-REFACERISK_KILL_ROUNDS sets how often a run is killed (default 3; 20 before a release).
+REFACERISK_KILL_ROUNDS sets how often a run is killed (default 2; 20 before a release).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
@@ -23,11 +24,19 @@ from RefaceRiskLib.study.ledger import Ledger
 from RefaceRiskLib.volumes import sha256_of
 
 HERE = Path(__file__).resolve().parent
-ROUNDS = int(os.environ.get("REFACERISK_KILL_ROUNDS", "3"))
-HEADS = 6
-TABLES = ("distances.tsv", "defacing.tsv", "tests.tsv", "linkage.tsv", "linkage_rates.tsv", "failed.tsv", "summary.json")
+ROUNDS = int(os.environ.get("REFACERISK_KILL_ROUNDS", "2"))
+HEADS = 4
+TABLES = (
+    "distances.tsv",
+    "defacing.tsv",
+    "tests.tsv",
+    "linkage.tsv",
+    "linkage_rates.tsv",
+    "failed.tsv",
+    "summary.json",
+)
 
-needs_dask = pytest.mark.skipif(not __import__("importlib").util.find_spec("distributed"), reason="dask is not installed")
+needs_dask = pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="dask is not installed")
 posix = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a POSIX signal")
 
 
@@ -37,10 +46,22 @@ def heads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(heads, tmp_path_factory):
+def whole(heads, tmp_path_factory):
+    """The folder of a run that nothing has disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"
     study(heads, out)
-    return tables(out)
+    return out
+
+
+@pytest.fixture
+def out(whole, tmp_path):
+    """A copy of it, times and all."""
+    return shutil.copytree(whole, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole):
+    return tables(whole)
 
 
 def tables(out: Path) -> dict[str, str]:
@@ -104,7 +125,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_alike_when_it_is_given_again(he
             cluster.stop()
     study(heads, out)
     assert tables(out) == uninterrupted
-    assert not [path for path in out.rglob("*.part")]
+    assert not list(out.rglob("*.part"))
 
 
 class cluster_of_its_own:
@@ -114,11 +135,9 @@ class cluster_of_its_own:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
         file = folder / "scheduler.json"
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-        base = [sys.executable, "-m", "distributed.cli"]
         self.scheduler = subprocess.Popen(
             [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0",
              "--no-dashboard", "--scheduler-file", str(file)], **quiet)  # fmt: skip
-        del base
         ends = time.monotonic() + 60
         while not file.is_file() and time.monotonic() < ends:
             time.sleep(0.1)
@@ -138,18 +157,14 @@ class cluster_of_its_own:
             process.wait()
 
 
-def test_a_second_run_changes_nothing(heads, tmp_path):
-    study(heads, tmp_path / "out")
-    before = files(tmp_path / "out")
-    study(heads, tmp_path / "out")
-    assert files(tmp_path / "out") == before
+def test_a_second_run_changes_nothing(heads, out):
+    before = files(out)
+    study(heads, out)
+    assert files(out) == before
 
 
-def test_only_what_changed_is_computed_again(heads, tmp_path):
-    folder = tmp_path / "heads"
-    shutil.copytree(heads.parent, folder)
-    out = tmp_path / "out"
-    study(folder / "participants.tsv", out)
+def test_only_what_changed_is_computed_again(heads, out, tmp_path):
+    folder = shutil.copytree(heads.parent, tmp_path / "heads")
     before = files(out)
     shutil.copy(folder / "head001.nii.gz", folder / "head000.nii.gz")
     record = Ledger(out).read("sub-003")
@@ -164,11 +179,8 @@ def test_only_what_changed_is_computed_again(heads, tmp_path):
     assert {n for n in after if n.startswith("sub-003/") and after[n] != before[n]} == {str(damaged.relative_to(out))}
 
 
-def test_clocks_that_jump_and_files_that_are_touched_change_nothing(heads, tmp_path):
-    folder = tmp_path / "heads"
-    shutil.copytree(heads.parent, folder)
-    out = tmp_path / "out"
-    study(folder / "participants.tsv", out)
+def test_clocks_that_jump_and_files_that_are_touched_change_nothing(heads, out, tmp_path):
+    folder = shutil.copytree(heads.parent, tmp_path / "heads")
     before = tables(out)
     steps = {name: Ledger(out).read(name)["steps"] for name in ("sub-000", "sub-001")}
     for path, when in ((folder / "head000.nii.gz", 4e9), (folder / "head001.nii.gz", 1.0)):
@@ -180,9 +192,7 @@ def test_clocks_that_jump_and_files_that_are_touched_change_nothing(heads, tmp_p
     assert all(Ledger(out).read(name)["steps"] == told for name, told in steps.items())
 
 
-def test_the_same_size_and_time_but_other_bytes_are_found_by_verify(heads, tmp_path):
-    out = tmp_path / "out"
-    study(heads, out)
+def test_the_same_size_and_time_but_other_bytes_are_found_by_verify(heads, out):
     victim = next(out.rglob("sub-002_desc-quickshear_T1w.nii.gz"))
     good, seen = victim.read_bytes(), victim.stat()
     victim.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -204,14 +214,14 @@ def test_a_failed_subject_is_listed_with_its_reason_and_stops_nobody(heads, tmp_
     assert "damaged" in reasons["sub-001"] or "cut off" in reasons["sub-001"]
     assert "no such file" in reasons["sub-002"]
     assert "sub-002" in (tmp_path / "out" / "report.html").read_text()
-    with pytest.raises(RefaceRiskError, match="2 of 6 participants failed"):
+    with pytest.raises(RefaceRiskError, match="2 of 4 participants failed"):
         study(folder / "participants.tsv", tmp_path / "out", strict=True)
     shutil.copy(heads.parent / "head001.nii.gz", folder)
     shutil.copy(heads.parent / "head002.nii.gz", folder)
     assert study(folder / "participants.tsv", tmp_path / "out", strict=True).record["failed"] == []
 
 
-def test_a_full_disk_fails_the_subject_and_leaves_nothing_half_written(heads, tmp_path, monkeypatch):
+def test_a_full_disk_fails_the_subject_and_leaves_nothing_half_written(heads, uninterrupted, tmp_path, monkeypatch):
     out = tmp_path / "out"
     real, count = os.replace, [0]
 
@@ -228,16 +238,12 @@ def test_a_full_disk_fails_the_subject_and_leaves_nothing_half_written(heads, tm
         assert "No space left" in str(error)
     monkeypatch.undo()
     study(heads, out)
-    fresh = tmp_path / "fresh"
-    study(heads, fresh)
-    assert tables(out) == tables(fresh)
+    assert tables(out) == uninterrupted
     assert not [path for path in out.rglob(".*") if path.is_file() and path.suffix in (".part", ".gz")]
 
 
-def test_a_record_that_is_damaged_is_made_again(heads, tmp_path, uninterrupted):
-    out = tmp_path / "out"
-    study(heads, out)
-    path = out / ledgers.FOLDER / "subjects" / "sub-004.json"
+def test_a_record_that_is_damaged_is_made_again(heads, out, uninterrupted):
+    path = out / ledgers.FOLDER / "subjects" / "sub-003.json"
     for damage in (b"", b"{", b"[]", b'{"steps": {"original": 3}}', b"\xff\xfe", b'{"steps": {}, "input": []}'):
         path.write_bytes(damage)
         study(heads, out)
@@ -250,7 +256,7 @@ def test_a_second_run_in_the_same_folder_is_refused_in_one_line(heads, tmp_path)
     try:
         lock = out / ledgers.FOLDER / "lock"
         assert wait_until(lambda: lock.is_file() and lock.read_text(), run), run.stderr.read()
-        with pytest.raises(RefaceRiskError, match=rf"another run works in this folder \(process {run.pid} on ") as raised:
+        with pytest.raises(RefaceRiskError, match=rf"another run works .* \(process {run.pid} on ") as raised:
             study(heads, out)
         assert len(str(raised.value).splitlines()) == 1
     finally:

@@ -75,7 +75,7 @@ def test_a_bids_folder_gives_the_first_session_and_no_derivatives(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     found = read_participants(tmp_path)
-    assert [(p.name, p.head.name) for p in found] == [("sub-01", "sub-01_ses-1_T1w.nii.gz"), ("sub-02", "sub-02_T1w.nii")]
+    assert {p.name: p.head.name for p in found} == {"sub-01": "sub-01_ses-1_T1w.nii.gz", "sub-02": "sub-02_T1w.nii"}
 
 
 def test_a_flat_folder_with_a_table_gives_those_of_the_table(tmp_path):

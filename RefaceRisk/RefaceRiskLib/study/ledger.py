@@ -42,7 +42,7 @@ class Ledger:
             record = json.loads(self._path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return record if isinstance(record, dict) and isinstance(record.get("steps"), dict) else {}
+        return record if _is_record(record) else {}
 
     def write(self, name: str, record: Mapping) -> None:
         write_text(json.dumps(record, indent=1) + "\n", self._path(name))
@@ -74,6 +74,14 @@ class Ledger:
 
     def _path(self, name: str) -> Path:
         return self.folder / "subjects" / f"{name}.json"
+
+
+def _is_record(record: object) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("input"), dict):
+        return False
+    steps = record.get("steps")
+    entries = list(steps.values()) if isinstance(steps, dict) else [None]
+    return all(isinstance(entry, dict) and isinstance(entry.get("outputs"), dict) for entry in entries)
 
 
 def signature(path: Path) -> str:

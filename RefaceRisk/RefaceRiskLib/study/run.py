@@ -191,7 +191,7 @@ def _write_all(ledger, people, finished, failed, settings, linked, drawn, on_pro
             told = {"participant_id": name, "defacer": method}
             distances += [{**told, **row, "seen_in_training": seen[name]} for row in entry.get("rows", [])]
             defacing.append({**told, **entry.get("quality", {}), "refused": entry.get("refused") or None})
-    tests = statistics.tests(distances)
+    tests = statistics.paired_tests(distances)
     rows, groups, curves = link.tables(*link.read_chunks(ledger, linked), finished, seen) if linked else ([], [], {})
     summary = {
         "version": __version__,

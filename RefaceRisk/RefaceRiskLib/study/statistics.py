@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 10_000
+RESAMPLES = 4000
 
 
 def paired(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict:
@@ -69,7 +69,7 @@ def rate_interval(hits: int, of: int, confidence: float = 0.95) -> tuple[float, 
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
-def tests(rows: Sequence[Mapping], region: str = "face") -> list[dict]:
+def paired_tests(rows: Sequence[Mapping], region: str = "face") -> list[dict]:
     """Paired tests on mean_mm, a row each: every image against the average face of the same defacer, and against the
     defaced copy; adjusted by Holm within each group of subjects (`all`, and `unseen` by the model in training)."""
     found = []

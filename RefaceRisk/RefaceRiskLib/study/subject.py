@@ -1,7 +1,7 @@
 """One subject of a study: defaced by every method on one registration, refaced, measured; results to disk as they come.
 
 Each defacer is a step of the ledger. The original's registration serves the defacers and the measurement; what puts a
-face back knows the defaced head and the mask alone, so that it is registered anew for each defacer.
+face back knows the defaced head and the mask alone, so that it has a registration of its own, which never saw the face.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from .. import __version__, hygiene, jobs, volumes
 from ..errors import RefaceRiskError
 from .ledger import Ledger, signature
-from .plan import DRAWN, Settings, image_of, model_digest
+from .plan import ALONE, DRAWN, FACE_ALONE, Settings, image_of, model_digest
 
 
 def process(message: Mapping, kind: type[Subject] | None = None) -> dict:
@@ -79,7 +79,7 @@ class Subject:
     def __init__(self, name: str, head: Path, ledger: Ledger, settings: Settings):
         self.name, self.path, self.ledger, self.settings = name, head, ledger, settings
         self.record = ledger.read(name)
-        self.prepared = self.faces = None
+        self.prepared = self.faces = self.shared = None
         self._refacers: dict = {}
 
     def finish_all(self, verify: bool) -> None:
@@ -87,7 +87,7 @@ class Subject:
         self.volume = volumes.load(self.path)
         digest = self.volume.meta.sha256
         if self.record.get("input", {}).get("sha256") != digest:
-            self.record = {"steps": {}}
+            self.record = {"input": {}, "steps": {}}
         self.record["input"] = {"file": self.path.name, "sha256": digest, "signature": before}
         wanted = {step: self.settings.key_of(step, digest) for step in ("original", *self.settings.methods)}
         missing = [s for s, key in wanted.items() if not self.ledger.is_finished(self.record, s, key, verify)]
@@ -114,6 +114,8 @@ class Subject:
             from .faces import Faces
 
             volumes.check_head(self.volume)
+            for model in self.settings.models:  # damaged weights are told before an hour is spent
+                self._refacer(model)
             self.prepared = prepare(self.volume)
             if self.prepared.registration.quality.verdict == "failed":
                 raise RefaceRiskError(
@@ -177,12 +179,8 @@ class Subject:
 
     def _refaced(self, defaced) -> tuple:
         """The registration of the defaced head alone, and by image the completed volumes and their seconds."""
-        from ..registration import register
-
         began = time.perf_counter()
-        blind = register(defaced.volume, self.prepared.template)
-        if blind.quality.verdict == "failed":
-            raise RefaceRiskError(f"{defaced.method}: {blind.quality.reason}", "check the head", self.path)
+        blind = self._blind(defaced)
         registering = time.perf_counter() - began
         volumes_, seconds, task = {}, {}, None
         for model in self.settings.models:
@@ -198,6 +196,31 @@ class Subject:
             volumes_[image_of(model)] = done.volume
             seconds[image_of(model)] = registering + time.perf_counter() - began
         return blind, volumes_, seconds
+
+    def _blind(self, defaced):
+        """The registration of what a defacer left, knowing nothing of what it took.
+
+        Defacers that take the face alone share one, of the head without all that any of them would take: each of them
+        left more than that. A head without its scalp is registered on its own.
+        """
+        if defaced.method in ALONE:
+            return self._registered(defaced.volume, defaced.method)
+        if self.shared is None:
+            from ..defacing import METHODS
+
+            head = self.prepared
+            taken = np.logical_or.reduce([METHODS[name](head) for name in FACE_ALONE]) & ~head.brain
+            self.shared = self._registered(head.volume.replaced(taken, float(head.volume.intensities.min())), "all")
+        return self.shared
+
+    def _registered(self, left: volumes.Volume, method: str):
+        from ..registration import deformed_beside_face, register
+
+        template = self.prepared.template
+        found = register(left, template)
+        if found.quality.verdict == "failed":
+            raise RefaceRiskError(f"{method}: {found.quality.reason}", "check the head", self.path)
+        return deformed_beside_face(left, template, found)
 
     def _refacer(self, model: str):
         return _loaded(model, model_digest(model))
