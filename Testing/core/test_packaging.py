@@ -45,7 +45,7 @@ LAYERS = (
         "radiodensity.figure",
         "radiodensity.phantoms",
     ),
-    ("report", "radiodensity.fit", "jobs", "demo_page", "study", "cli", "worker", "demo"),
+    ("report", "radiodensity.fit", "radiodensity.report_page", "jobs", "demo_page", "study", "cli", "worker", "demo"),
     ("bridge",),
 )
 # `python -m RefaceRiskLib.template build` hands over to the builder, which needs registration and surfaces.
