@@ -19,7 +19,7 @@ from slicer.ScriptedLoadableModule import (
 )
 
 from RefaceRiskLib.bridge.comparison import Comparison
-from RefaceRiskLib.bridge.nodes import node_from_volume, place_beside, table_node, volume_from_node
+from RefaceRiskLib.bridge.nodes import in_scene, node_from_volume, place_beside, table_node, volume_from_node
 from RefaceRiskLib.bridge.packages import ensure_diffusion_packages
 from RefaceRiskLib.bridge.panel import Panel, show_in_slices
 from RefaceRiskLib.bridge.skins import forming_node, show_legend, skin_node
@@ -113,7 +113,7 @@ class RefaceRiskWidget(Panel):
     def updateApplyButton(self) -> None:
         super().updateApplyButton()
         skins = self.outputs.skins if self.outputs else {}
-        self.ui.compareButton.enabled = len([node for node in skins.values() if inScene(node)]) > 1
+        self.ui.compareButton.enabled = len([node for node in skins.values() if in_scene(node)]) > 1
         measured = self.outputs is not None and self.outputs.distances is not None
         self.ui.pictureButton.enabled = measured and not self.running
 
@@ -148,7 +148,7 @@ class RefaceRiskWidget(Panel):
 
     def onPreview(self, job: Job, message: dict) -> None:
         """The skin as it forms, in the 3-D views and as an outline in the slices."""
-        self.forming = forming_node(message["path"], self.forming if inScene(self.forming) else None)
+        self.forming = forming_node(message["path"], self.forming if in_scene(self.forming) else None)
 
     def onEnd(self, outputs: "Outputs", error: Exception | None) -> None:
         self.removeForming()
@@ -165,7 +165,7 @@ class RefaceRiskWidget(Panel):
 
     def onCompareToggled(self, checked: bool) -> None:
         if checked and self.outputs:
-            self.comparison.show({title: node for title, node in self.outputs.skins.items() if inScene(node)})
+            self.comparison.show_models({title: node for title, node in self.outputs.skins.items() if in_scene(node)})
         else:
             self.comparison.restore()
 
@@ -197,13 +197,9 @@ class RefaceRiskWidget(Panel):
         super().cleanup()
 
     def removeForming(self) -> None:
-        if inScene(self.forming):
+        if in_scene(self.forming):
             slicer.mrmlScene.RemoveNode(self.forming)
         self.forming = None
-
-
-def inScene(node) -> bool:
-    return node is not None and node.GetScene() is not None
 
 
 @dataclass
@@ -346,14 +342,14 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
 
         nodes = {**outputs.inputs, "refaced": outputs.refaced, "average": outputs.average}
         for name in ("original", "defaced", "refaced"):
-            if not inScene(nodes[name]):
+            if not in_scene(nodes[name]):
                 raise RefaceRiskError(f"the {name} head is not in the scene any more", "run it again")
 
         def jobs(folder: Path) -> list[Job]:
             files = {
                 name: volumes.save(volume_from_node(node), folder / f"{name}.nii")
                 for name, node in nodes.items()
-                if inScene(node)
+                if in_scene(node)
             }
             original, removed = files.pop("original"), files.pop("removed", None)
             draw = {"original": original, "others": files, "removed": removed, "picture": str(path)}

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from ..volumes import Volume
 
 
+def in_scene(node) -> bool:
+    """Whether there is such a node and nobody has deleted it."""
+    return node is not None and node.GetScene() is not None
+
+
 def volume_from_node(node) -> Volume:
     """The node's voxels (I, J, K) and its voxel-to-world-RAS affine, with linear parent transforms applied.
 
