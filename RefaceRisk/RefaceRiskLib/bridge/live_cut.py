@@ -39,6 +39,7 @@ class LiveCut:
         """``plane``: "origin" and "normal", RAS mm; it, the brain's distance on the head's grid and the skin's file are
         what the worker's `prepare` gives."""
         volume = volume_from_node(head)
+        self.head = head
         self._on_change = on_change or (lambda: None)
         self.mask = node_from_volume(
             Volume(np.zeros(volume.shape, np.uint8), volume.affine),

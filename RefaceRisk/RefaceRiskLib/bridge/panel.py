@@ -188,9 +188,10 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             view.resizeColumnsToContents()
 
 
-def show_in_slices(background=None, foreground=None) -> None:
+def show_in_slices(background=None, foreground=None, label=None) -> None:
     """Shows volumes in the slice views; does nothing without views (`--no-main-window`)."""
     if slicer.app.layoutManager() is None:
         return
-    layers = {name: node for name, node in (("background", background), ("foreground", foreground)) if node}
+    layers = {"background": background, "foreground": foreground, "label": label}
+    layers = {name: node for name, node in layers.items() if node}
     slicer.util.setSliceViewerLayers(**layers, fit=False)
