@@ -68,7 +68,8 @@ def place_beside(node, source) -> None:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     if hierarchy is None:
         return
-    parent = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(source))
+    item = hierarchy.GetItemByDataNode(source)
+    parent = hierarchy.GetItemParent(item) if item else 0
     if parent:
         hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), parent)
 
