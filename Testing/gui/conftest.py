@@ -100,6 +100,60 @@ def layout_manager(layer):
     return manager
 
 
+def patience() -> float:
+    """How much slower than an idle computer this one may be: 1, or more where more runs than there are cores."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)) if hasattr(os, "getloadavg") else 2.0
+
+
+def session_of(pid: int) -> list[int]:
+    """The processes that live in the session which `pid` leads: the worker and whatever it started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = entry.read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:
+            continue
+        if int(session) == pid and state != "Z":
+            found.append(int(entry.parent.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def a_head(shared_data):
+    """A real head of 2 mm voxels, with its face."""
+    from RefaceRiskLib import volumes
+
+    files = sorted((shared_data / "cohort_ixi_2mm").glob("*_T1w.nii*"))
+    if not files:
+        pytest.skip(f"no heads in {shared_data / 'cohort_ixi_2mm'}")
+    return volumes.load(files[0])
+
+
+@pytest.fixture(scope="session")
+def a_cut(a_head):
+    """The same head without what lies before and below its middle, and the mask of that."""
+    import numpy as np
+
+    # Axes by their direction in RAS, whatever the order of voxels.
+    directions = a_head.affine[:3, :3]
+    front, up = (int(np.argmax(np.abs(directions[axis]))) for axis in (1, 2))
+    removed = np.zeros(a_head.shape, bool)
+    keep = [slice(None)] * 3
+    for axis, row, share, low in ((front, 1, 0.72, False), (up, 2, 0.5, True)):
+        size = a_head.shape[axis]
+        forwards = directions[row, axis] > 0
+        cut = round(size * share)
+        wanted_end = forwards != low
+        keep[axis] = slice(cut, None) if wanted_end and not low else slice(None, size - cut)
+        if low:
+            keep[axis] = slice(None, cut) if forwards else slice(size - cut, None)
+        elif not forwards:
+            keep[axis] = slice(None, size - cut)
+    removed[tuple(keep)] = True
+    removed &= a_head.voxels > 0
+    return a_head.replaced(removed, np.zeros(a_head.shape)), a_head.with_intensities(removed, dtype=np.uint8)
+
+
 class EventLoop:
     """Runs Qt's events and keeps count of how long they were held up."""
 

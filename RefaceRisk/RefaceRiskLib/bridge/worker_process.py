@@ -150,7 +150,7 @@ class WorkerProcess:
                 message = json.loads(text)
             except ValueError:
                 message = None
-            if isinstance(message, dict) and "type" in message:
+            if _understood(message):
                 self._queue.put(message)
             elif text:
                 self._last_words.append(text)
@@ -161,6 +161,16 @@ class WorkerProcess:
             if text:
                 self._last_words.append(text)
                 logging.debug("worker: %s", text)
+
+
+def _understood(message: object) -> bool:
+    """Whether a line of the worker is one of its messages, whole: libraries print what they like."""
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        return False
+    if message["type"] == "progress":
+        numbers = all(isinstance(message.get(key), int) for key in ("step", "of"))
+        return numbers and isinstance(message.get("stage"), str)
+    return message["type"] != "preview" or isinstance(message.get("path"), str)
 
 
 class JobRunner:
@@ -274,6 +284,15 @@ class JobRunner:
             self._worker = None
         self._clean_up()
 
+    def fail(self, error: Exception) -> None:
+        """Ends everything at once and tells so: a listener of ours could not go on."""
+        if self.ended:
+            return
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+        self._finish(error)
+
     def _next(self) -> None:
         self._worker = WorkerProcess(self._waiting.popleft(), self._scratch, self._python)
         self._worker.start()
@@ -299,8 +318,8 @@ def follow(runner: JobRunner, every_ms: int = 100) -> JobRunner:
     def poll() -> None:
         try:
             more = runner.poll()
-        except Exception:
-            runner.stop()
+        except Exception as error:
+            runner.fail(error)
             raise
         if more:
             qt.QTimer.singleShot(every_ms, poll)

@@ -125,5 +125,7 @@ def _tear_down(slicer) -> None:
 
     for name in list(slicer.modules._python_objects):
         unload_module(name)
-    slicer.mrmlScene.Clear(True)
+    if slicer.app.layoutManager() is not None:
+        slicer.app.layoutManager()._qt.close()
+    slicer.mrmlScene.Clear(False)
     QtWidgets.QApplication.processEvents()

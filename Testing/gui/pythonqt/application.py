@@ -6,7 +6,6 @@ import importlib.util
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import slicer
@@ -54,57 +53,99 @@ class QUiLoader(QtCore.QObject):
 # --- views ------------------------------------------------------------------------------------------------
 
 
+class ThreeDView(QtCore.QObject, Keeping):
+    """qMRMLThreeDView: notes which calls it got."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def rotateToViewAxis(self, axis: int) -> None:
+        self.calls.append(("rotateToViewAxis", axis))
+
+    def resetFocalPoint(self) -> None:
+        self.calls.append(("resetFocalPoint",))
+
+    def resetCamera(self) -> None:
+        self.calls.append(("resetCamera",))
+
+    def forceRender(self) -> None:
+        self.calls.append(("forceRender",))
+
+
 class LayoutManager(QtCore.QObject):
-    """Views as nodes and logics of the scene; nothing is drawn. A test may look into `layouts`, `resets`."""
+    """Views as nodes and logics of the scene, made by Slicer's own layout logic; nothing is drawn.
+
+    A test may look into `layouts` (those that were set) and `resets`.
+    """
 
     layoutChanged = Signal(int)
 
     def __init__(self, scene):
         super().__init__()
         self._scene = scene
-        self._widgets: dict[str, QtWidgets.QWidget] = {}
-        self._logics = vtk.vtkCollection()
-        self._layout = 3
+        slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
+        self._layout_logic = slicer.vtkMRMLLayoutLogic()
+        self._layout_logic.SetMRMLScene(scene)
+        self._slice_widgets: dict[str, QtWidgets.QWidget] = {}
+        self._view_widgets: dict[str, QtWidgets.QWidget] = {}
+        self._slice_logics = vtk.vtkCollection()
         self.layouts: list[int] = []
         self.resets: list[str] = []
-        self._layout_node = scene.AddNewNodeByClass("vtkMRMLLayoutNode")
-        self._view_node = scene.AddNewNodeByClass("vtkMRMLViewNode", "View1")
-        self._view_node.SetLayoutName("1")
-        for name in ("Red", "Yellow", "Green"):
-            self._add_slice(name)
+        self.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
 
-    def _add_slice(self, name: str) -> None:
-        logic = slicer.vtkMRMLSliceLogic()
-        logic.SetMRMLScene(self._scene)
-        node = logic.AddSliceNode(name)
-        node.SetMappedInLayout(True)
-        self._logics.AddItem(logic)
-        widget = mrml_widgets.SLICER["qMRMLSliceWidget"]()
-        widget.kept.update(sliceLogic=logic, mrmlSliceNode=node, mrmlSliceCompositeNode=logic.GetSliceCompositeNode())
-        self._widgets[name] = widget
+    def _shown(self, class_name: str) -> list:
+        nodes = self._layout_logic.GetViewNodes()
+        views = [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
+        return [node for node in views if node.GetClassName() == class_name]
+
+    def _map_views(self) -> None:
+        for node in self._shown("vtkMRMLSliceNode"):
+            if node.GetLayoutName() not in self._slice_widgets:
+                logic = slicer.vtkMRMLSliceLogic()
+                logic.SetMRMLScene(self._scene)
+                logic.SetSliceNode(node)
+                self._slice_logics.AddItem(logic)
+                widget = mrml_widgets.SLICER["qMRMLSliceWidget"]()
+                composite = logic.GetSliceCompositeNode()
+                widget.kept.update(sliceLogic=logic, mrmlSliceNode=node, mrmlSliceCompositeNode=composite)
+                self._slice_widgets[node.GetLayoutName()] = widget
+        for node in self._shown("vtkMRMLViewNode"):
+            if node.GetID() not in self._view_widgets:
+                widget = mrml_widgets.SLICER["qMRMLThreeDWidget"]()
+                widget.kept.update(mrmlViewNode=node, threeDView=ThreeDView())
+                self._view_widgets[node.GetID()] = widget
+
+    def close(self) -> None:
+        """Lets go of the scene, before that goes away."""
+        for index in range(self._slice_logics.GetNumberOfItems()):
+            self._slice_logics.GetItemAsObject(index).SetMRMLScene(None)
+        self._layout_logic.SetMRMLScene(None)
 
     def sliceViewNames(self):
-        return list(self._widgets)
+        return list(self._slice_widgets)
 
     def sliceWidget(self, name: str):
-        return self._widgets.get(name)
+        return self._slice_widgets.get(name)
 
     def mrmlSliceLogics(self):
-        return self._logics
+        return self._slice_logics
 
     def threeDWidget(self, index: int):
-        return None
+        shown = self._shown("vtkMRMLViewNode")
+        return self._view_widgets[shown[index].GetID()] if index < len(shown) else None
 
     def activeMRMLThreeDViewNode(self):
-        return self._view_node
+        shown = self._shown("vtkMRMLViewNode")
+        return shown[0] if shown else None
 
     def layoutLogic(self):
-        return SimpleNamespace(GetLayoutNode=lambda: self._layout_node)
+        return self._layout_logic
 
     def setLayout(self, number: int) -> None:
-        self._layout = number
         self.layouts.append(number)
-        self._layout_node.SetViewArrangement(number)
+        self._layout_logic.GetLayoutNode().SetViewArrangement(number)
+        self._map_views()
         self.layoutChanged.emit(number)
 
     def resetSliceViews(self) -> None:
@@ -116,8 +157,8 @@ class LayoutManager(QtCore.QObject):
     def setRenderPaused(self, on: bool) -> None:
         pass
 
-    layout = Property(int, lambda self: self._layout, setLayout)
-    threeDViewCount = Property(int, lambda self: 0)
+    layout = Property(int, lambda self: self._layout_logic.GetLayoutNode().GetViewArrangement(), setLayout)
+    threeDViewCount = Property(int, lambda self: len(self._shown("vtkMRMLViewNode")))
     tableViewCount = Property(int, lambda self: 0)
     plotViewCount = Property(int, lambda self: 0)
 

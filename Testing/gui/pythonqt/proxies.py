@@ -489,7 +489,7 @@ def _members_by_pyside(pyside_class: type) -> Members:
         for name in dir(pyside_class)
         if not name.startswith("_")
         and name not in names
-        and name not in ("kept", "keep", "OVERLOADS")
+        and name not in ("kept", "keep", "close", "OVERLOADS")
         and callable(getattr(pyside_class, name))
         and not isinstance(getattr(pyside_class, name), type)
     )
