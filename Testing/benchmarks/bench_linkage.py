@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from RefaceRiskLib.study import linkage
-from RefaceRiskLib.study.faces import POINTS, field_grid
+from RefaceRiskLib.study.faces import FIELD_MM, POINTS, field_grid
 from RefaceRiskLib.study.link import CHUNK
 from RefaceRiskLib.template import load_template
 
@@ -35,8 +35,8 @@ class Balls:
 
     def __init__(self):
         self.shape, self.affine = field_grid(load_template())
-        self.middle = self.affine[:3, 3] + np.array(self.shape)
-        offset = np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1) * 2.0
+        self.middle = self.affine[:3, 3] + 0.5 * FIELD_MM * np.array(self.shape)
+        offset = np.stack(np.meshgrid(*map(np.arange, self.shape), indexing="ij"), axis=-1) * FIELD_MM
         offset = (offset + self.affine[:3, 3] - self.middle).astype(np.float32)
         self.distance = np.linalg.norm(offset, axis=-1)
         self.directions = offset / np.maximum(self.distance, 1e-6)[..., None]

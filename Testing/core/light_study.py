@@ -60,7 +60,7 @@ class LightSubject(Subject):
 
     def _original(self):
         shape, affine = grid()
-        every = 4  # the field at 8 mm, spread to the gallery's grid: quick to make
+        every = 3  # the field at 9 mm, spread to the gallery's grid: quick to make
         places = np.stack(np.meshgrid(*[np.arange(0, n, every) for n in shape], indexing="ij"), axis=-1)
         offset = places @ affine[:3, :3].T + affine[:3, 3] - self._middle()
         distance = np.linalg.norm(offset, axis=-1)

@@ -19,7 +19,7 @@ from ..surface.extract import Surface, extract_skin, signed_distance_grid, skin_
 from ..surface.measure import face_region, removed_region
 from ..volumes import Volume, resample
 
-FIELD_MM, LIMIT_MM = 2.0, 20.0
+FIELD_MM, LIMIT_MM = 3.0, 20.0
 POINTS = 1000
 REGIONS = ("face", "removed")
 
