@@ -42,6 +42,32 @@ class RefaceRisk(ScriptedLoadableModule):
         parent.acknowledgementText = _(
             "Makes the experiments of Gao et al., Comput. Biol. Med. 197 (2025) 111112, repeatable."
         )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData() -> None:
+    """A whole head with its face, shared by its subject, in the Sample Data module."""
+    import SampleData
+
+    logic, category = SampleData.SampleDataLogic, "MRIRefaceRisk"
+    if hasattr(logic, "registerCustomSampleDataCategory"):
+        logic.registerCustomSampleDataCategory(category, title=_("Defacing"))
+    logic.registerCustomSampleDataSource(
+        category=category,
+        sampleName="MyConnectome",
+        thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "MyConnectome.png"),
+        customDownloader=downloadExampleHead,
+    )
+
+
+def downloadExampleHead(source=None) -> list:
+    """Fetches the example head (20 MB, once; SHA-256 checked) and loads it. Returns the volume nodes."""
+    from RefaceRiskLib import volumes
+    from RefaceRiskLib.demo import example_head
+
+    with slicer.util.tryWithErrorDisplay(_("The example head could not be fetched"), waitCursor=True):
+        return [node_from_volume(volumes.load(example_head()), "MyConnectome")]
+    return []
 
 
 class Model(enum.Enum):

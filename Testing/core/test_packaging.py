@@ -154,6 +154,15 @@ def test_only_the_bridge_knows_slicer_and_qt():
     assert all(module.startswith("bridge") for module in knowing), knowing
 
 
+def is_literal(node: ast.stmt) -> bool:
+    """A docstring, or a name for something that needs no code to be run."""
+    try:
+        ast.literal_eval(node.value)
+    except (AttributeError, ValueError):
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", ["RefaceRisk", "DefaceCompare", "MuscleFromHead"])
 def test_a_slicer_module_imports_nothing_that_slicer_lacks_and_no_other_module(name):
     tree = ast.parse((ROOT / name / f"{name}.py").read_text(encoding="utf-8"))
@@ -163,9 +172,7 @@ def test_a_slicer_module_imports_nothing_that_slicer_lacks_and_no_other_module(n
     below = [
         node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef))
     ]
-    assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in below), (
-        "code runs on import"
-    )
+    assert all(is_literal(node) for node in below), "code runs on import"
 
 
 def test_the_core_is_importable_with_what_a_stock_slicer_has():
