@@ -291,14 +291,6 @@ class DefaceCompareWidget(Panel):
             )
         )
 
-    def tryTo(self, start: Callable[[], JobRunner]) -> None:
-        """Starts a runner and follows it; what it refuses becomes a line in the panel."""
-        self.ui.statusLabel.text = ""
-        try:
-            self.watch(start())
-        except RefaceRiskError as error:
-            self.showEnd(error)
-
     def stopCutting(self) -> None:
         self.drawing.end(use=False)
         self.ui.drawButton.checked = False

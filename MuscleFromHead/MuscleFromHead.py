@@ -1,8 +1,13 @@
 """MuscleFromHead: measures the radiodensity of muscles in a CT, which a head MRI is asked to predict."""
 
-from typing import Union
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Union
 
 import numpy as np
+import qt
 import slicer
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
@@ -12,15 +17,17 @@ from slicer import (
 )
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
 )
 
-from RefaceRiskLib.bridge.nodes import table_node, volume_from_node
+from RefaceRiskLib.bridge.nodes import node_from_volume, table_node, volume_from_node
+from RefaceRiskLib.bridge.packages import ensure_diffusion_packages
 from RefaceRiskLib.bridge.panel import Panel
+from RefaceRiskLib.bridge.worker_process import Job, JobRunner
 from RefaceRiskLib.errors import RefaceRiskError
 
 
@@ -40,26 +47,67 @@ class MuscleFromHead(ScriptedLoadableModule):
         )
 
 
+class Site(enum.Enum):
+    """Where in the body; the values are the names that the command line knows."""
+
+    ABDOMEN = "abdomen"
+    THIGH = "thigh"
+    SHIN = "shin"
+
+    def label(self) -> str:
+        return {Site.ABDOMEN: _("Abdomen"), Site.THIGH: _("Thigh"), Site.SHIN: _("Shin")}[self]
+
+
+class Predictor(enum.Enum):
+    """What learns the muscle from the head."""
+
+    LIGHT = "light"
+    RESNET = "resnet"
+
+    def label(self) -> str:
+        return {Predictor.LIGHT: _("Light (minutes)"), Predictor.RESNET: _("3-D ResNet (needs PyTorch)")}[self]
+
+
 @parameterNodeWrapper
 class MuscleFromHeadParameterNode:
     """
     ctVolume - A CT in Hounsfield units.
     muscles - A segmentation or a label map on it.
+    site - Where the muscle is to be found without a label map.
     radiodensity - The table of the latest run.
+    participantsFile - Table of people: participant_id, head, age, sex, and CTs or HU values.
+    outputFolder - Where the study's tables, figure and report go.
+    predictor - What learns the muscle from the head.
+    repeats - How often the folds are drawn anew.
+    correlations - The table of the latest study.
     """
 
     ctVolume: vtkMRMLScalarVolumeNode
     # Union and not |: Slicer's selector takes its node types from the annotation and knows no other spelling.
     muscles: Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007
+    site: Site = Site.THIGH
     radiodensity: vtkMRMLTableNode
+    participantsFile: Path
+    outputFolder: Path
+    predictor: Predictor = Predictor.LIGHT
+    repeats: Annotated[int, WithinRange(1, 100)] = 10
+    correlations: vtkMRMLTableNode
 
 
 class MuscleFromHeadWidget(Panel):
     def makeLogic(self) -> "MuscleFromHeadLogic":
         return MuscleFromHeadLogic()
 
+    def connectPanel(self) -> None:
+        self.ui.segmentButton.connect("clicked(bool)", self.onSegmentButton)
+        self.ui.checkButton.connect("clicked(bool)", self.onCheckButton)
+        self.ui.fitButton.connect("clicked(bool)", self.onFitButton)
+        self.ui.figureButton.connect("clicked(bool)", self.onFigureButton)
+        self.figure: Path | None = None
+
     def parametersChanged(self) -> None:
         self.showTable(self.ui.radiodensityTable, self._parameterNode.radiodensity)
+        self.showTable(self.ui.correlationTable, self._parameterNode.correlations)
 
     def whyNotApply(self) -> str:
         if not self._parameterNode.ctVolume:
@@ -68,6 +116,24 @@ class MuscleFromHeadWidget(Panel):
             return _("Choose a segmentation or a label map of muscles")
         return ""
 
+    def whyNotFit(self) -> str:
+        parameters = self._parameterNode
+        if parameters is None or not givenPath(parameters.participantsFile):
+            return _("Choose a table of participants")
+        if not givenPath(parameters.outputFolder):
+            return _("Choose a folder for the results")
+        return ""
+
+    def updateApplyButton(self) -> None:
+        super().updateApplyButton()
+        ui, parameters, idle = self.ui, self._parameterNode, not self.running
+        ui.segmentButton.enabled = idle and parameters is not None and parameters.ctVolume is not None
+        missing = self.whyNotFit()
+        ui.fitButton.enabled = idle and not missing
+        ui.fitButton.toolTip = missing or _("Predict muscle from each kind of head image, out of fold")
+        ui.checkButton.enabled = parameters is not None and bool(givenPath(parameters.participantsFile))
+        ui.figureButton.enabled = self.figure is not None and self.figure.is_file()
+
     def apply(self) -> None:
         # Counting voxels takes a second or two: a wait cursor is enough.
         with slicer.util.WaitCursor():
@@ -75,12 +141,169 @@ class MuscleFromHeadWidget(Panel):
         self._parameterNode.radiodensity = table
         self.showEnd(None)
 
+    def onSegmentButton(self, *_clicked) -> None:
+        parameters = self._parameterNode
+        self.tryTo(
+            lambda: self.logic.startSegment(
+                parameters.ctVolume, parameters.site.value, onProgress=self.showProgress, onEnd=self.onSegmented
+            )
+        )
+
+    def onSegmented(self, segmentation, error: Exception | None) -> None:
+        if segmentation is not None:
+            parameters = self.logic.getParameterNode()
+            parameters.muscles = segmentation
+            parameters.radiodensity = self.logic.measure(parameters.ctVolume, segmentation)
+        self.showEnd(error)
+        if segmentation is not None:
+            self.ui.statusLabel.text = _("Look at the muscle; correct it in Segment Editor and press Apply again.")
+
+    def onCheckButton(self, *_clicked) -> None:
+        """Lists what is wrong with the participants table, row by row."""
+        try:
+            found = self.logic.check(self._parameterNode.participantsFile)
+        except RefaceRiskError as error:
+            self.showEnd(error)
+            return
+        self.ui.problemsText.plainText = found
+
+    def onFitButton(self, *_clicked) -> None:
+        parameters = self._parameterNode
+        if parameters.predictor == Predictor.RESNET and not self.tryTo(ensure_diffusion_packages):
+            return
+        self.tryTo(
+            lambda: self.logic.startFit(
+                parameters.participantsFile,
+                parameters.outputFolder,
+                predictor=parameters.predictor.value,
+                repeats=parameters.repeats,
+                onProgress=self.showProgress,
+                onEnd=self.onFitted,
+            )
+        )
+
+    def onFitted(self, study: "Study", error: Exception | None) -> None:
+        if study.correlations is not None:
+            self.logic.getParameterNode().correlations = study.correlations
+            self.figure = study.figure
+            self.ui.problemsText.plainText = study.words
+            showPlot(study.chart)
+        self.showEnd(error)
+
+    def onFigureButton(self, *_clicked) -> None:
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self.figure)))
+
+
+def givenPath(path: Path | None) -> str:
+    """The path as text; empty where nothing was chosen (an empty path reads as the current folder)."""
+    return "" if path is None or str(path) in ("", ".") else str(path)
+
+
+def showPlot(chart) -> None:
+    """Shows a chart in a plot view; nothing without a window."""
+    if chart is not None and slicer.app.layoutManager() is not None:
+        slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+
+@dataclass
+class Study:
+    """What a fit has brought: table node, chart node, the figure's file, and what it says in words."""
+
+    correlations: vtkMRMLTableNode | None = None
+    chart: object = None
+    figure: Path | None = None
+    words: str = ""
+
 
 class MuscleFromHeadLogic(ScriptedLoadableModuleLogic):
     """Measures muscles: `slicer.util.getModuleLogic("MuscleFromHead").measure(ct, segmentation)`."""
 
     def getParameterNode(self) -> MuscleFromHeadParameterNode:
         return MuscleFromHeadParameterNode(super().getParameterNode())
+
+    def segment(self, ct, site: str) -> vtkMRMLSegmentationNode:
+        """Finds the muscle of a `site` (abdomen, thigh, shin) in the CT volume node, without a network, and waits.
+
+        :raises RefaceRiskError: when the CT is not in Hounsfield units or no muscle is found
+        """
+        ends = []
+        self.startSegment(ct, site, onEnd=lambda node, error: ends.append(node)).wait()
+        return ends[0]
+
+    def startSegment(
+        self,
+        ct,
+        site: str,
+        onProgress: Callable[[Job, dict], None] | None = None,
+        onEnd: Callable[[object, Exception | None], None] | None = None,
+    ) -> JobRunner:
+        """The same in a child process: returns at once."""
+        from RefaceRiskLib import volumes
+
+        made = []
+
+        def jobs(folder: Path) -> list[Job]:
+            source = volumes.save(volume_from_node(ct), folder / "ct.nii")
+            return [Job("muscle_segment", {"source": source, "out": folder / "labels.nii", "site": site}, _("Muscle"))]
+
+        def collect(job: Job, message: dict) -> None:
+            labels = volumes.load(message["outputs"]["labels"])
+            made.append(muscleSegmentation(labels, message["record"]["tissues"], f"{ct.GetName()} {site}", ct))
+
+        return JobRunner(
+            jobs,
+            on_progress=onProgress,
+            on_result=collect,
+            on_end=lambda error: onEnd(made[0] if made else None, error) if onEnd else None,
+        ).start()
+
+    def check(self, participants: str | Path) -> str:
+        """What is wrong with a participants table, a line each, and how many people are left.
+
+        :raises RefaceRiskError: when the table cannot be used at all
+        """
+        from RefaceRiskLib.radiodensity.cohort import read_cohort
+
+        cohort = read_cohort(participants)
+        lines = [_("People that can be used: {count}").format(count=len(cohort.participants))]
+        return "\n".join(lines + [str(problem) for problem in cohort.problems])
+
+    def fit(self, participants: str | Path, out: str | Path, predictor: str = "light", repeats: int = 10) -> Study:
+        """Predicts the muscle of the people in a table from images of their heads, and waits. Interrupted, it resumes.
+
+        :raises RefaceRiskError: when the table cannot be used, or too few people are left
+        """
+        ends = []
+        runner = self.startFit(participants, out, predictor, repeats, onEnd=lambda study, error: ends.append(study))
+        runner.wait()
+        return ends[0]
+
+    def startFit(
+        self,
+        participants: str | Path,
+        out: str | Path,
+        predictor: str = "light",
+        repeats: int = 10,
+        onProgress: Callable[[Job, dict], None] | None = None,
+        onEnd: Callable[[Study, Exception | None], None] | None = None,
+    ) -> JobRunner:
+        """The same in a child process: returns at once. Its files stay in the folder `out`."""
+        study = Study()
+        todo = {"source": str(participants), "out": str(out), "predictor": predictor, "repeats": repeats}
+
+        def collect(job: Job, message: dict) -> None:
+            rows = message["record"]["correlations"]
+            study.correlations = correlationTable(rows)
+            study.chart = correlationChart(study.correlations)
+            study.figure = Path(message["outputs"]["figure"])
+            study.words = "\n".join(message["record"].get("in_words", []) + message["record"]["left_out"])
+
+        return JobRunner(
+            lambda folder: [Job("muscle_fit", todo, _("Muscle from the head"))],
+            on_progress=onProgress,
+            on_result=collect,
+            on_end=lambda error: onEnd(study, error) if onEnd else None,
+        ).start()
 
     def measure(self, ct, muscles) -> vtkMRMLTableNode:
         """A table node with one row a muscle.
@@ -112,6 +335,51 @@ class MuscleFromHeadLogic(ScriptedLoadableModuleLogic):
             _("low-attenuation share"): [round(row.low_attenuation_share, 4) for row in found],
         }
         return table_node(_("{name} radiodensity").format(name=ct.GetName()), columns)
+
+
+def muscleSegmentation(labels, tissues: dict[str, int], name: str, ct) -> vtkMRMLSegmentationNode:
+    """A segmentation of one segment, the muscle, on the CT; other tissues were found on the way and are left out."""
+    muscle = labels.with_intensities(labels.voxels == tissues["muscle"], dtype=np.uint8)
+    map_node = node_from_volume(muscle, _("muscle"), "vtkMRMLLabelMapVolumeNode")
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    segmentation.CreateDefaultDisplayNodes()
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(ct)
+    slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(map_node, segmentation)
+    slicer.mrmlScene.RemoveNode(map_node)
+    if segmentation.GetSegmentation().GetNumberOfSegments():
+        segmentation.GetSegmentation().GetNthSegment(0).SetName(_("muscle"))
+    return segmentation
+
+
+def correlationTable(rows: list[dict]) -> vtkMRMLTableNode:
+    """A table node, a row a target and image type: Spearman's rho with its interval and permutation p."""
+    chances = [row["p_permutation_holm"] for row in rows]
+    columns = {
+        _("target"): [row["target"] for row in rows],
+        _("image"): [row["image"] for row in rows],
+        _("n"): [row["n"] for row in rows],
+        _("rho"): [round(row["rho"], 3) for row in rows],
+        _("CI low"): [round(row["ci_low"], 3) for row in rows],
+        _("CI high"): [round(row["ci_high"], 3) for row in rows],
+        _("p (Holm)"): ["" if p is None else round(p, 4) for p in chances],
+    }
+    return table_node(_("Muscle from head"), columns)
+
+
+def correlationChart(table):
+    """A chart node: one bar an image type, as high as rho."""
+    series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", _("rho"))
+    series.SetAndObserveTableNodeID(table.GetID())
+    series.SetYColumnName(_("rho"))
+    series.SetLabelColumnName(_("image"))
+    series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
+    series.SetUniqueColor()
+    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", _("Muscle from head"))
+    chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    chart.SetTitle(_("What the head tells of the muscle"))
+    chart.SetYAxisTitle(_("Spearman's rho, out of fold"))
+    chart.LegendVisibilityOff()
+    return chart
 
 
 def segmentArrays(segmentation, ct) -> dict[str, np.ndarray]:

@@ -201,12 +201,7 @@ class RefaceRiskWidget(Panel):
         if not path or self.running:
             return
         path = path if path.lower().endswith(".png") else f"{path}.png"
-        try:
-            runner = self.logic.startPicture(self.outputs, path, onProgress=self.showProgress, onEnd=self.showEnd)
-        except RefaceRiskError as error:
-            self.showEnd(error)
-            return
-        self.watch(runner)
+        self.tryTo(lambda: self.logic.startPicture(self.outputs, path, self.showProgress, self.showEnd))
 
     def stop(self) -> None:
         super().stop()

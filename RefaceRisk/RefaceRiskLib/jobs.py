@@ -531,6 +531,32 @@ def muscle_measure(
     return Done(outputs.written, {**record, "rows": _plain(rows)})
 
 
+def muscle_segment(
+    source: str | Path,
+    out: str | Path,
+    site: str,
+    slice_number: int | None = None,
+    slab_mm: float = 0.0,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Finds the muscle of a `site` (abdomen, thigh, shin) in the CT `source` without a network.
+
+    `out` gets a label map on the slices around the level, with the numbers that the record's "tissues" names; tissue is
+    labelled on the measured slices only. The record's "rows" are those of `muscle_measure`.
+    """
+    outputs = _Outputs(inputs=[source], main=out, others={})
+    from .radiodensity.ct import load_ct, measure_site
+    from .radiodensity.segmentation import TISSUES
+
+    report(on_progress, "segment", 0, 1)
+    rows, found, around, chosen = measure_site(load_ct(source), site, slice_number, slab_mm=slab_mm)
+    record = {"command": "muscle segment", "version": __version__, "site": site, "tissues": dict(TISSUES)}
+    record["rows"] = _plain([row.as_dict() for row in rows])
+    outputs.volume("labels", around.with_intensities(found.tissues() * chosen, dtype=np.uint8), record)
+    report(on_progress, "segment", 1, 1)
+    return Done(outputs.written, record)
+
+
 def muscle_fit(
     source: str | Path,
     out: str | Path,
@@ -571,6 +597,7 @@ JOBS: dict[str, Callable[..., Done]] = {
     "measure": measure,
     "train": train,
     "muscle_measure": muscle_measure,
+    "muscle_segment": muscle_segment,
     "muscle_fit": muscle_fit,
     "study": _study,
     "demo": _demo,

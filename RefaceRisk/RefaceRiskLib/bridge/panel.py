@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import slicer
 import vtk
@@ -153,6 +154,18 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         if runner is not None:
             self.watch(runner)
+
+    def tryTo(self, start: Callable[[], JobRunner | None]) -> bool:
+        """Starts a runner and follows it; what it refuses becomes a line in the panel. Whether it was not refused."""
+        self.ui.statusLabel.text = ""
+        try:
+            runner = start()
+        except RefaceRiskError as error:
+            self.showEnd(error)
+            return False
+        if runner is not None:
+            self.watch(runner)
+        return True
 
     def watch(self, runner: JobRunner) -> None:
         """Follows a runner that was started, with Apply as its Cancel."""
