@@ -44,8 +44,9 @@ def test_results_become_a_table_and_a_chart_of_the_scene(panel):
     import slicer
 
     row = {"target": "hu_thigh", "n": 30, "rho": 0.41, "ci_low": 0.1, "ci_high": 0.66, "p_permutation_holm": None}
-    table = sys.modules["MuscleFromHead"].correlationTable([row | {"image": "original"}, row | {"image": "pydeface", "rho": 0.2}])
-    chart = sys.modules["MuscleFromHead"].correlationChart(table)
+    module = sys.modules["MuscleFromHead"]
+    table = module.correlationTable([row | {"image": "original"}, row | {"image": "pydeface", "rho": 0.2}])
+    chart = module.correlationChart(table)
     assert table.GetNumberOfRows() == 2
     series = chart.GetNthPlotSeriesNode(0)
     assert series.GetTableNode() is table and series.GetPlotType() == slicer.vtkMRMLPlotSeriesNode.PlotTypeBar
