@@ -1,7 +1,7 @@
 # Needs nothing but make and Python 3.11 or newer. Every target sets up .venv by itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench template clean distclean
+.PHONY: help setup demo test lint bench bench-muscle template clean distclean
 .DELETE_ON_ERROR:
 
 VENV  := .venv
@@ -18,7 +18,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_T
 
 help: ## this list
 	@echo "make <target> [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(READY) ## make .venv with everything that is needed
 
@@ -44,6 +44,9 @@ lint: $(READY) ## ruff
 bench: $(READY) ## the benchmarks behind the numbers that we publish
 	@for script in Testing/benchmarks/bench_*.py; do \
 		echo "== $$script"; "$(IN)/python" "$$script" $(ARGS) || exit 1; done
+
+bench-muscle: $(READY) ## muscle from the head; ARGS="--parts bmi --out DIR" for a part of it
+	"$(IN)/python" Testing/benchmarks/bench_muscle.py $(ARGS)
 
 template: $(READY) ## build the average head again; COHORT=folder of heads, LABELS=folder of label heads
 	@test -n "$(COHORT)" -a -n "$(LABELS)" || { \

@@ -67,6 +67,10 @@ def check_hounsfield(ct: Volume) -> None:
         if np.mean((values > -200) & (values < 200)) < 0.02:
             refuse("there is air at -1000 and no soft tissue near 0: another scale")
         return
+    # Air stands far below everything else, wherever an offset has put it.
+    air = float(np.percentile(values, 5))
+    if np.mean((values > air + 150) & (values < air + 800)) < 0.1 and np.mean(values >= air + 800) > 0.05:
+        refuse(f"air lies near {air:.0f} instead of -1000: the intercept is missing or wrong")
     if np.mean(values == low) > 0.05 and low > -850:
         share = np.mean(values == low)
         if low >= 0 or high - low > 1500:

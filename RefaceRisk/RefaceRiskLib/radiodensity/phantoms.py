@@ -22,8 +22,8 @@ _FINER = 3
 @dataclass(frozen=True, eq=False)
 class Phantom:
     """`ct` (I, J, K) int16 HU. muscle (I, J, K) bool: voxels that are muscle by half or more; left: those of the left
-    half. area_mm2 : exact area of a slice. clean_hu : mean of the noise-free CT over those voxels of `muscle` that lie
-    in the window of muscle (edges shared with fat count, those shared with bone are denser). hu : of the muscle itself,
+    half. area_mm2 : exact area of a slice. clean_hu : mean of the noise-free CT over those voxels of `muscle` that are
+    not denser than any muscle: edges shared with fat count, those shared with bone do not. hu : of the muscle itself,
     with the fat in it."""
 
     ct: Volume
@@ -70,7 +70,7 @@ def phantom(
     whole = np.repeat(muscle[:, :, None], slices, axis=2)
     volume = Volume(np.rint(np.clip(ct, -1024, 3071)).astype(np.int16), affine)
     left = whole & (np.arange(whole.shape[0]) < whole.shape[0] / 2)[:, None, None]
-    window = clean[muscle & (clean >= MUSCLE_HU[0]) & (clean <= MUSCLE_HU[1])]
+    window = clean[muscle & (clean <= MUSCLE_HU[1])]
     return Phantom(volume, whole, left, float(canvas.muscle.sum() * fine**2), float(window.mean()), true_hu)
 
 
