@@ -27,15 +27,18 @@ def _why_not() -> str:
     return "" if hasattr(slicer, "vtkMRMLScene") and QtUiTools else "slicer is not slicer-core"
 
 
-collect_ignore_glob = []
-NEEDED = _why_not()
+WHY_NOT = _why_not()
 
 
-def pytest_collection_modifyitems(items) -> None:
-    if NEEDED:
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=NEEDED))
+class CannotRun(pytest.Module):
+    """A file of tests that is not even imported: it says why."""
+
+    def collect(self):
+        pytest.skip(WHY_NOT)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return CannotRun.from_parent(parent, path=module_path) if WHY_NOT else None
 
 
 @pytest.fixture(scope="session")
@@ -155,21 +158,26 @@ def a_cut(a_head):
 
 
 class EventLoop:
-    """Runs Qt's events and keeps count of how long they were held up."""
+    """Runs Qt's events and keeps count of how long they were held up.
+
+    `longest_stall`: seconds between two ticks of a 10 ms timer. `longest_work`: of those, the most that this thread
+    itself worked: on a computer with more to do than cores the rest is waiting for a turn.
+    """
 
     def __init__(self):
         from PySide6 import QtCore
 
-        self.longest_stall = 0.0
+        self.longest_stall = self.longest_work = 0.0
         self._last = None
         self._timer = QtCore.QTimer()
         self._timer.setTimerType(QtCore.Qt.TimerType.PreciseTimer)
         self._timer.timeout.connect(self._tick)
 
     def _tick(self) -> None:
-        now = time.perf_counter()
+        now = time.perf_counter(), time.thread_time()
         if self._last is not None:
-            self.longest_stall = max(self.longest_stall, now - self._last)
+            self.longest_stall = max(self.longest_stall, now[0] - self._last[0])
+            self.longest_work = max(self.longest_work, now[1] - self._last[1])
         self._last = now
 
     def until(self, condition, timeout: float = 60) -> float:
@@ -192,3 +200,26 @@ class EventLoop:
 @pytest.fixture
 def event_loop(layer) -> EventLoop:
     return EventLoop()
+
+
+@pytest.fixture
+def screenshot():
+    """Saves what a panel looks like: screenshot(panel, "running") -> build/screenshots/RefaceRisk-running.png."""
+    from PySide6 import QtWidgets
+
+    folder = Path(os.environ.get("REFACERISK_SCREENSHOTS") or REPOSITORY / "build" / "screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(panel: SimpleNamespace, state: str, width: int = 440) -> Path:
+        frame = panel.frame._qt
+        frame.resize(width, 100)
+        frame.show()
+        QtWidgets.QApplication.processEvents()
+        # As wide as Slicer's module panel, as tall as the content wants; the room below it is the spacer's.
+        frame.resize(width, max(frame.layout().heightForWidth(width), frame.layout().sizeHint().height()))
+        QtWidgets.QApplication.processEvents()
+        path = folder / f"{panel.module.name}-{state}.png"
+        assert frame.grab().save(str(path))
+        return path
+
+    return save

@@ -302,3 +302,23 @@ def test_node_selector_follows_the_scene(layer):
     slicer.mrmlScene.RemoveNode(head)
     assert selector.currentNode() is None
     assert heard[-1] is None
+
+
+def test_checkable_node_selector_hands_out_what_is_ticked(layer):
+    import qt
+    import slicer
+
+    selector = slicer.qMRMLCheckableNodeComboBox()
+    selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    selector.setMRMLScene(slicer.mrmlScene)
+    heard = []
+    selector.connect("checkedNodesChanged()", lambda: heard.append(len(selector.checkedNodes())))
+    first, second = (slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name) for name in "ab")
+    assert selector.noneChecked()
+    selector.check(first)
+    selector.setCheckState(second, qt.Qt.Checked)
+    assert selector.checkedNodes() == (first, second)
+    assert selector.checkState(first) == qt.Qt.Checked
+    slicer.mrmlScene.RemoveNode(first)
+    assert selector.checkedNodes() == (second,)
+    assert heard == [1, 2, 1]

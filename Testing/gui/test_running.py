@@ -258,9 +258,9 @@ def test_many_messages_do_not_hold_up_the_events(ready, event_loop, worker_says)
     ready.ui.applyButton.click()
     pid = ready.widget.runner.pid
     event_loop.until(lambda: not ready.widget.running)
-    print(f"longest stall {event_loop.longest_stall * 1000:.0f} ms")
+    print(f"longest stall {event_loop.longest_stall * 1000:.0f} ms, own {event_loop.longest_work * 1000:.0f} ms")
     assert_ready(ready, pid, "enough")
-    assert event_loop.longest_stall < 0.5 * patience()
+    assert event_loop.longest_work < 0.1
 
 
 def test_muscle_panel_measures_a_real_ct(open_panel, shared_data, layer):

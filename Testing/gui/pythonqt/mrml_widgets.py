@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shiboken6
 import vtk
-from PySide6 import QtGui, QtWidgets
+from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, Signal
 
 from .reference import known_classes
@@ -207,6 +207,52 @@ class qMRMLNodeComboBox(QtWidgets.QWidget, Keeping):
     selectNodeUponCreation = _kept_flag("selectNodeUponCreation", True)
     baseName = _kept_flag("baseName", "")
     del _kept_flag
+
+
+class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
+    """A list of nodes with a tick at each; shows which are ticked."""
+
+    checkedNodesChanged = Signal()
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self._checked: list[str] = []
+
+    def _fill(self, chosen: str | None) -> None:
+        super()._fill(chosen)
+        there = [node.GetID() for node in self.nodes()]
+        before, self._checked = self._checked, [identifier for identifier in self._checked if identifier in there]
+        if before != self._checked:
+            self.checkedNodesChanged.emit()
+
+    def setCheckState(self, node, state) -> None:
+        checked = state == QtCore.Qt.CheckState.Checked
+        if node is None or checked == (node.GetID() in self._checked):
+            return
+        self._checked.append(node.GetID()) if checked else self._checked.remove(node.GetID())
+        self.checkedNodesChanged.emit()
+
+    def checkState(self, node):
+        states = QtCore.Qt.CheckState
+        return states.Checked if node is not None and node.GetID() in self._checked else states.Unchecked
+
+    def check(self, node) -> None:
+        self.setCheckState(node, QtCore.Qt.CheckState.Checked)
+
+    def uncheck(self, node) -> None:
+        self.setCheckState(node, QtCore.Qt.CheckState.Unchecked)
+
+    def checkedNodes(self) -> list:
+        return [node for node in self.nodes() if node.GetID() in self._checked]
+
+    def uncheckedNodes(self) -> list:
+        return [node for node in self.nodes() if node.GetID() not in self._checked]
+
+    def allChecked(self) -> bool:
+        return not self.uncheckedNodes()
+
+    def noneChecked(self) -> bool:
+        return not self.checkedNodes()
 
 
 class _TableModel(QtGui.QStandardItemModel):
