@@ -87,8 +87,8 @@ class MuscleFromHeadParameterNode:
     muscles: Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007
     site: Site = Site.THIGH
     radiodensity: vtkMRMLTableNode
-    participantsFile: Path
-    outputFolder: Path
+    participantsFile: str
+    outputFolder: str
     predictor: Predictor = Predictor.LIGHT
     repeats: Annotated[int, WithinRange(1, 100)] = 10
     correlations: vtkMRMLTableNode
@@ -104,8 +104,21 @@ class MuscleFromHeadWidget(Panel):
         self.ui.fitButton.connect("clicked(bool)", self.onFitButton)
         self.ui.figureButton.connect("clicked(bool)", self.onFigureButton)
         self.figure: Path | None = None
+        # Bound here and not by name: an empty pathlib.Path would show as ".".
+        self.paths = {"participantsFile": self.ui.participantsPath, "outputFolder": self.ui.outputPath}
+        for path in self.paths.values():
+            path.connect("currentPathChanged(QString)", self.onPathChanged)
+
+    def onPathChanged(self, *_path) -> None:
+        if self._parameterNode is not None:
+            for name, path in self.paths.items():
+                setattr(self._parameterNode, name, path.currentPath)
 
     def parametersChanged(self) -> None:
+        for name, path in self.paths.items():
+            wasBlocked = path.blockSignals(True)
+            path.currentPath = getattr(self._parameterNode, name)
+            path.blockSignals(wasBlocked)
         self.showTable(self.ui.radiodensityTable, self._parameterNode.radiodensity)
         self.showTable(self.ui.correlationTable, self._parameterNode.correlations)
 
@@ -118,9 +131,9 @@ class MuscleFromHeadWidget(Panel):
 
     def whyNotFit(self) -> str:
         parameters = self._parameterNode
-        if parameters is None or not givenPath(parameters.participantsFile):
+        if parameters is None or not parameters.participantsFile:
             return _("Choose a table of participants")
-        if not givenPath(parameters.outputFolder):
+        if not parameters.outputFolder:
             return _("Choose a folder for the results")
         return ""
 
@@ -131,7 +144,7 @@ class MuscleFromHeadWidget(Panel):
         missing = self.whyNotFit()
         ui.fitButton.enabled = idle and not missing
         ui.fitButton.toolTip = missing or _("Predict muscle from each kind of head image, out of fold")
-        ui.checkButton.enabled = parameters is not None and bool(givenPath(parameters.participantsFile))
+        ui.checkButton.enabled = parameters is not None and bool(parameters.participantsFile)
         ui.figureButton.enabled = self.figure is not None and self.figure.is_file()
 
     def apply(self) -> None:
@@ -192,11 +205,6 @@ class MuscleFromHeadWidget(Panel):
 
     def onFigureButton(self, *_clicked) -> None:
         qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self.figure)))
-
-
-def givenPath(path: Path | None) -> str:
-    """The path as text; empty where nothing was chosen (an empty path reads as the current folder)."""
-    return "" if path is None or str(path) in ("", ".") else str(path)
 
 
 def showPlot(chart) -> None:
