@@ -5,6 +5,7 @@ Beside the paper's stars, which come from a test over resamples, stands the p of
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def draw(
     panels[0].set_yticks([tick for tick in panels[0].get_yticks() if -1 <= tick <= 1])
     panels[0].set_ylabel("Spearman's ρ, prediction and measurement", fontsize=10)
     if caption:
-        figure.supxlabel(caption, fontsize=7.5, color="#444444")
+        width = int(figure.get_figwidth() * 17)
+        lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, width)]
+        figure.supxlabel("\n".join(lines), fontsize=7.5, color="#444444")
     for path in paths:
         figure.savefig(path, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
 
