@@ -118,4 +118,6 @@ if __name__ == "__main__":
     table, out, workers, *more = sys.argv[1:]
     os.environ["LIGHT_STUDY_SECONDS"] = more[0] if more else "0"
     scheduler = {"scheduler": more[1]} if len(more) > 1 else {"workers": int(workers)}
-    study(table, out, **({"workers": None} | scheduler))
+    import light_study  # by its name, so that the workers find what they are sent
+
+    light_study.study(table, out, **({"workers": None} | scheduler))

@@ -162,6 +162,8 @@ def _running_on(client) -> Callable[[Task, Iterable[Mapping]], Iterator[dict]]:
     from dask.distributed import KilledWorker, as_completed
     from distributed.client import FutureCancelledError
 
+    gone = (CancelledError, FutureCancelledError, OSError, TimeoutError)
+
     def submitted(task: Task, message: Mapping):
         future = client.submit(task, dict(message), pure=False)
         names[future.key] = message.get("name", "")
@@ -170,6 +172,16 @@ def _running_on(client) -> Callable[[Task, Iterable[Mapping]], Iterator[dict]]:
     names: dict[str, str] = {}
 
     def run(task: Task, messages: Iterable[Mapping]) -> Iterator[dict]:
+        try:
+            yield from handed_out(task, messages)
+        except Exception as error:
+            if isinstance(error, RefaceRiskError) or not (isinstance(error, gone) or client.status != "running"):
+                raise
+            raise RefaceRiskError(
+                "the scheduler is gone", "give the same command again: finished participants are kept"
+            ) from error
+
+    def handed_out(task: Task, messages: Iterable[Mapping]) -> Iterator[dict]:
         waiting = iter(messages)
         # A cluster that grows while we run gets more: two tasks for each thread there is, but never just a few.
         threads = sum(client.nthreads().values())
@@ -183,10 +195,8 @@ def _running_on(client) -> Callable[[Task, Iterable[Mapping]], Iterator[dict]]:
             except KilledWorker:
                 yield {"name": name, "status": "failed", "seconds": 0.0,
                        "reason": "its process died three times; out of memory? use fewer --workers"}  # fmt: skip
-            except (CancelledError, FutureCancelledError, OSError) as error:
-                raise RefaceRiskError(
-                    "the scheduler is gone", "give the same command again: finished subjects are kept"
-                ) from error
+            except gone:
+                raise
             except Exception as error:
                 reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 yield {"name": name, "status": "failed", "reason": reason, "seconds": 0.0}

@@ -63,7 +63,15 @@ def _digest(ledger: Ledger, names: Sequence[str], steps: Sequence[str]) -> str:
 def link_chunk(message: Mapping) -> dict:
     """Aligns the probes of a few subjects with every original of the study; the distances go to a file."""
     use_one_thread()
-    ledger = Ledger(message["out"])
+    try:
+        _link(message, Ledger(message["out"]))
+    except (OSError, ValueError, MemoryError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return {"name": message["name"], "status": "failed", "reason": reason, "seconds": 0.0}
+    return {"name": message["name"], "status": "done", "reason": "", "seconds": 0.0}
+
+
+def _link(message: Mapping, ledger: Ledger) -> None:
     path = ledger.folder / "linkage" / f"{message['key'][:32]}.npz"
     if not path.is_file():
         originals = json.loads((ledger.folder / "linkage" / "originals.json").read_text(encoding="utf-8"))
@@ -79,7 +87,6 @@ def link_chunk(message: Mapping) -> dict:
                         points.append(found[number])
         distances = linkage.score_matrix(np.stack(points), galleries)
         _save(path, labels=np.array(labels), distances=distances)
-    return {"name": message["name"], "status": "done", "reason": "", "seconds": 0.0, "file": path.name}
 
 
 class _OnDisk(Sequence):

@@ -29,6 +29,7 @@ DEFACING = ("participant_id", "defacer", "verdict", "reason", "face_surface_remo
 TESTS = ("group", "defacer", "image", "against", "n", "difference_mm", "difference_low", "difference_high",
          "rank_biserial", "rank_biserial_low", "rank_biserial_high", "p", "p_holm")  # fmt: skip
 FAILED = ("participant_id", "reason")
+LARGEST_LINKAGE = 5000  # heads; every pair of them is compared
 FORGETTING = "The original faces in it can be recognised: keep this folder as you keep the scans, or delete it.\n"
 
 
@@ -87,6 +88,9 @@ def run_study(
                 say(f"{force.workers} workers; dashboard: {force.dashboard}")
             failed = _bring_up_to_date(force, waiting, settings, ledger, verify, task, on_progress)
             finished = [person.name for person in people if person.name not in failed]
+            if linkage and len(finished) > LARGEST_LINKAGE:
+                say(f"the linkage is left out: it compares all pairs, and takes {LARGEST_LINKAGE} heads at most")
+                linkage = False
             linked = _link(force, ledger, finished, settings, on_progress) if linkage and len(finished) > 1 else []
         drawn = _draw_faces(people, finished, pictures, settings, ledger, on_progress)
         done = _write_all(ledger, people, finished, failed, settings, linked, drawn, on_progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,8 @@ def process(message: Mapping, kind: type[Subject] | None = None) -> dict:
     try:
         ledger, settings = Ledger(message["out"]), Settings.from_message(message["settings"])
         (kind or Subject)(name, Path(message["head"]), ledger, settings).finish_all(message.get("verify", False))
-    except (RefaceRiskError, OSError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
-        reason = str(error) or type(error).__name__
+    except Exception as error:  # of one participant; the others go on
+        reason = str(error) if isinstance(error, RefaceRiskError) else f"unexpected {type(error).__name__}: {error}"
         if isinstance(error, MemoryError):
             reason = "not enough memory; use fewer --workers"
         return {"name": name, "status": "failed", "reason": " ".join(reason.split())[:400], "seconds": 0.0}
@@ -61,8 +61,9 @@ def is_up_to_date(ledger: Ledger, name: str, head: Path, settings: Settings, ver
         return False
     if not same and told.get("sha256") != _sha256(head):
         return False
+    digest = told.get("sha256") or ""
     steps = ("original", *settings.methods)
-    return all(ledger.is_finished(record, step, settings.key_of(step, told["sha256"]), verify) for step in steps)
+    return all(ledger.is_finished(record, step, settings.key_of(step, digest), verify) for step in steps)
 
 
 def _sha256(head: Path) -> str:
@@ -228,7 +229,7 @@ class Subject:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def _save_defaced(self, defaced) -> list[Path]:
-        record = self._told(defaced.method, {"options": _plain(defaced.options), "command": "deface"})
+        record = self._told(defaced.method, {"options": dict(defaced.options), "command": "deface"})
         note = f"MRIRefaceRisk {__version__}: face removed ({defaced.method})"[:79]
         if defaced.method in DRAWN:
             record["synthetic"] = True
@@ -249,13 +250,12 @@ class Subject:
         return self._save(f"desc-{label}_T1w", volume.noted(description=note), self._told(defaced.method, told))
 
     def _told(self, method: str, more: Mapping) -> dict:
-        return {"version": __version__, "method": method, "input": self.record["input"] | {"signature": None}, **more}
+        head = self.record["input"]
+        return {"method": method, "input": {"file": head["file"], "sha256": head["sha256"]}, **more}
 
     def _save(self, ending: str, volume: volumes.Volume, record: Mapping) -> list[Path]:
         path = self.ledger.out / self.name / "anat" / f"{self.name}_{ending}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {key: value for key, value in record.items() if key != "version"}
-        record["input"] = {key: value for key, value in record["input"].items() if key != "signature"}
         return [volumes.sidecar(path, **record), volumes.save(hygiene.cleaned(volume), path)]
 
 
@@ -293,5 +293,3 @@ def _label(name: str) -> str:
     first, *rest = name.replace("-", "_").split("_")
     return "".join(c for c in first + "".join(part[:1].upper() + part[1:] for part in rest) if c.isalnum())
 
-
-_plain: Callable = jobs._plain
