@@ -11,6 +11,8 @@ import pytest
 from RefaceRiskLib.volumes import Volume, grid_points
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# The network costs seconds a head: only its own tests let it run. Child processes inherit this.
+os.environ.setdefault("REFACERISK_BRAIN", "registration")
 
 
 @pytest.fixture(scope="session")

@@ -187,11 +187,17 @@ def test_a_folder_without_label_heads_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def scans(shared_data):
     """Synthetic scans of a label head that the network has not seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(inference.CHOICE, raising=False)
+        yield from _scans(shared_data)
+
+
+def _scans(shared_data):
     if not inference.available():
         pytest.skip("no torch, MONAI or weights")
     labels = load(shared_data / "label_heads_1mm" / "training_seg_05.nii.gz")
     stored = {"T1w": "RAS", "T2w": "PIR", "CT": "LPS"}
-    return {
+    yield {
         name: head_from_labels(labels, name, seed=7, spacing_mm=(2, 2, 2), axcodes=axes)
         for name, axes in stored.items()
     }
@@ -254,6 +260,11 @@ def test_the_mask_is_the_union_of_what_registration_and_network_call_brain(found
     np.testing.assert_array_equal(both <= 0, (carried <= 0) | (network <= 0))
     assert ((network <= 0) & (carried > 0)).any() and ((carried <= 0) & (network > 0)).any()
     np.testing.assert_array_equal(brain_mask(head, template, registration, "network", 0, lifted), lifted.distance <= 0)
+
+
+def test_the_user_may_do_without_the_network(monkeypatch):
+    monkeypatch.setenv(inference.CHOICE, "registration")
+    assert not inference.available()
 
 
 def test_without_torch_or_weights_the_mask_is_the_registrations(monkeypatch):

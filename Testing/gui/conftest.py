@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ.setdefault("REFACERISK_BRAIN", "registration")  # seconds a head; Testing/core has the network's own tests
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

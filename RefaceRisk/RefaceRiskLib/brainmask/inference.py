@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 MODEL = "brain"
+CHOICE = "REFACERISK_BRAIN"
 FAR_MM = 60.0
 CROWN_CM2, CENTRE_BELOW_CROWN_MM = 20.0, 80.0
 """A slice with so much head is at the crown; the middle of an adult brain lies so far below."""
@@ -56,9 +58,14 @@ class FoundBrain:
 
 
 def available() -> bool:
-    """Whether torch, MONAI, safetensors and the weights are there."""
+    """Whether torch, MONAI, safetensors and the weights are there, and nobody wants to do without them.
+
+    The environment variable ``REFACERISK_BRAIN=registration`` says so.
+    """
     from importlib.util import find_spec
 
+    if os.environ.get(CHOICE) == "registration":
+        return False
     if any(find_spec(name) is None for name in ("torch", "monai", "safetensors")):
         return False
     try:
