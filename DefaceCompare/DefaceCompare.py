@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import qt
 import slicer
@@ -21,11 +21,13 @@ from slicer.ScriptedLoadableModule import (
 
 from RefaceRiskLib.bridge.comparison import Comparison
 from RefaceRiskLib.bridge.drawing import Drawing
-from RefaceRiskLib.bridge.live_cut import LiveCut
 from RefaceRiskLib.bridge.nodes import in_scene, node_from_volume, place_beside, table_node, volume_from_node
 from RefaceRiskLib.bridge.panel import Panel, show_in_slices
 from RefaceRiskLib.bridge.worker_process import Job, JobRunner
 from RefaceRiskLib.errors import RefaceRiskError
+
+if TYPE_CHECKING:  # it needs scipy, which takes a second to import
+    from RefaceRiskLib.bridge.live_cut import LiveCut
 
 
 class DefaceCompare(ScriptedLoadableModule):
@@ -261,7 +263,7 @@ class DefaceCompareWidget(Panel):
             )
         )
 
-    def onPrepared(self, cut: LiveCut | None, error: Exception | None) -> None:
+    def onPrepared(self, cut: "LiveCut | None", error: Exception | None) -> None:
         self.cut = cut
         if cut is not None:
             show_in_slices(background=cut.head, label=cut.mask)
@@ -498,7 +500,7 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
         head,
         margin_mm: float = 5.0,
         onProgress: Callable[[Job, dict], None] | None = None,
-        onEnd: Callable[[LiveCut | None, Exception | None], None] | None = None,
+        onEnd: "Callable[[LiveCut | None, Exception | None], None] | None" = None,
     ) -> JobRunner:
         """Finds the brain in a child process and puts the handles of a live cut into the scene."""
         from RefaceRiskLib import volumes
@@ -512,6 +514,8 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
 
         def collect(job: Job, message: dict) -> None:
             distance = volumes.load(message["outputs"]["brain distance"])
+            from RefaceRiskLib.bridge.live_cut import LiveCut
+
             made.append(LiveCut(head, distance, message["record"]["plane"], message["outputs"]["skin"], margin_mm))
 
         return JobRunner(

@@ -72,12 +72,12 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
     collapsed = Property(bool, _get_collapsed, _set_collapsed)
 
     def sizeHint(self) -> QtCore.QSize:
-        hint = self.layout().sizeHint() if self.layout() and not self._collapsed else QtCore.QSize(0, 0)
+        hint = self.layout().totalSizeHint() if self.layout() and not self._collapsed else QtCore.QSize(0, 0)
         width = self.fontMetrics().horizontalAdvance(self.text()) + 40
         return QtCore.QSize(max(hint.width(), width), max(hint.height(), self._header()))
 
     def minimumSizeHint(self) -> QtCore.QSize:
-        return self.sizeHint() if self._collapsed or not self.layout() else self.layout().minimumSize()
+        return self.sizeHint() if self._collapsed or not self.layout() else self.layout().totalMinimumSize()
 
     def paintEvent(self, event) -> None:
         painter = QtWidgets.QStylePainter(self)
