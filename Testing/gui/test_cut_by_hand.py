@@ -37,7 +37,7 @@ def test_a_plane_is_dragged_used_and_saved_and_gone_with_the_scene(panel, event_
     ui.marginSlider.value = 12.0
     wider = widget.cut.removed_voxels
     assert 0 < wider < before
-    origin = np.array(widget.cut.plane.GetOriginWorld()) + [0, 5, -5]
+    origin = np.array(widget.cut.plane.GetOriginWorld()) + np.array([0, 5, -5])
     widget.cut.plane.InvokeEvent(slicer.vtkMRMLMarkupsNode.PointStartInteractionEvent)
     widget.cut.plane.SetOriginWorld(origin)
     assert widget.cut.removed_voxels < wider
