@@ -237,7 +237,7 @@ class _Task:
         return array[tuple(slice(f, f + n) for f, n in zip(first, self.grids[1].shape, strict=True))]
 
     def skin(self, face_distance: np.ndarray) -> Surface | None:
-        """The skin in the face box, RAS mm of the head, where a signed distance (mm, 2 mm grid) puts it; None if nowhere.
+        """The skin in the face box, RAS mm of the head, where a signed distance (mm, 2 mm grid) puts it, if anywhere.
 
         Quick to make and as quick to show: what is watched while the face forms.
         """
