@@ -36,7 +36,7 @@ demo: $(READY) ## deface a real head, bring its face back, measure, and show it;
 	"$(IN)/refacerisk" demo $(OUT)
 
 test: $(READY) ## all tests; ARGS="-k surface" for some of them
-	$(ONE_THREAD) "$(IN)/python" -m pytest -n $(WORKERS) --dist loadfile $(wildcard Testing/core Testing/mrml) $(ARGS)
+	$(ONE_THREAD) "$(IN)/python" -m pytest -n $(WORKERS) --dist loadfile $(wildcard Testing/core Testing/mrml Testing/gui) $(ARGS)
 
 lint: $(READY) ## ruff
 	"$(IN)/ruff" check .
