@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import signal
-import time
 
 import pytest
 from conftest import patience, session_of
@@ -261,27 +260,3 @@ def test_many_messages_do_not_hold_up_the_events(ready, event_loop, worker_says)
     print(f"longest stall {event_loop.longest_stall * 1000:.0f} ms, own {event_loop.longest_work * 1000:.0f} ms")
     assert_ready(ready, pid, "enough")
     assert event_loop.longest_work < 0.1
-
-
-def test_muscle_panel_measures_a_real_ct(open_panel, shared_data, layer):
-    import slicer
-
-    from RefaceRiskLib import volumes
-    from RefaceRiskLib.bridge.nodes import node_from_volume
-
-    files = {name: shared_data / "ct" / f"example_ct_3mm{name}.nii.gz" for name in ("", "_seg117")}
-    labels = next(iter(sorted((shared_data / "ct").glob("example_ct_3mm_*.nii.gz"))), None)
-    if labels is None or not files[""].is_file():
-        pytest.skip(f"no CT in {shared_data / 'ct'}")
-    panel = open_panel("MuscleFromHead")
-    ct = node_from_volume(volumes.load(files[""]), "CT")
-    muscles = node_from_volume(volumes.load(labels), "muscles", "vtkMRMLLabelMapVolumeNode")
-    panel.ui.ctSelector.setCurrentNode(ct)
-    panel.ui.labelsSelector.setCurrentNode(muscles)
-    assert panel.ui.applyButton.enabled, panel.ui.applyButton.toolTip
-    began = time.perf_counter()
-    panel.ui.applyButton.click()
-    print(f"measured within {time.perf_counter() - began:.1f} s")
-    assert panel.ui.statusLabel.text == "Done"
-    assert panel.widget._parameterNode.radiodensity.GetNumberOfRows() > 0
-    assert slicer.util.getNodesByClass("vtkMRMLTableNode")

@@ -93,7 +93,7 @@ def new_scene(slicer):
 
 def _set_up(slicer, proxies) -> SimpleNamespace:
     from . import mrml_widgets, parameters
-    from .application import Application, ScriptedModule, ScriptedModuleWidget
+    from .application import Application, ScriptedModule, ScriptedModuleWidget, loadable_modules
 
     for name, widget in mrml_widgets.SLICER.items():
         setattr(slicer, name, proxies.proxy_class(widget, "slicer", name, inherits=False))
@@ -105,7 +105,7 @@ def _set_up(slicer, proxies) -> SimpleNamespace:
     )
     proxies.proxy_class(Application, "slicer", "qSlicerApplication", inherits=False)
     slicer.app = proxies.wrap(Application())
-    slicer.modules = SimpleNamespace(_python_objects={})
+    slicer.modules = SimpleNamespace(_python_objects={}, **loadable_modules())
     i18n = ModuleType("slicer.i18n")
     i18n.tr, i18n.translate = (lambda text: text), (lambda context, text: text)
     sys.modules["slicer.i18n"] = slicer.i18n = i18n
@@ -121,11 +121,14 @@ def _set_up(slicer, proxies) -> SimpleNamespace:
 def _tear_down(slicer) -> None:
     from PySide6 import QtWidgets
 
-    from .application import unload_module
+    from .application import LoadableModule, unload_module
 
     for name in list(slicer.modules._python_objects):
         unload_module(name)
     if slicer.app.layoutManager() is not None:
         slicer.app.layoutManager()._qt.close()
     slicer.mrmlScene.Clear(False)
+    for module in vars(slicer.modules).values():
+        if isinstance(module, LoadableModule):
+            module.close()
     QtWidgets.QApplication.processEvents()

@@ -245,6 +245,37 @@ class Application(QtCore.QObject, Keeping):
     documentationBaseUrl = Property(str, lambda self: "https://slicer.readthedocs.io/en/latest/")
 
 
+class LoadableModule:
+    """A C++ module of Slicer: only its logic, the real one, over the scene."""
+
+    def __init__(self, logic_class: type):
+        self._class, self._logic = logic_class, None
+
+    def logic(self):
+        if self._logic is None:
+            self._logic = self._class()
+            self._logic.SetMRMLScene(slicer.mrmlScene)
+        return self._logic
+
+    def close(self) -> None:
+        if self._logic is not None:
+            self._logic.SetMRMLScene(None)
+
+
+def loadable_modules() -> dict[str, LoadableModule]:
+    """By the names under which slicer.modules has them: those that the panels use."""
+    named = {
+        "segmentations": "vtkSlicerSegmentationsModuleLogic",
+        "terminologies": "vtkSlicerTerminologiesModuleLogic",
+        "colors": "vtkSlicerColorLogic",
+        "plots": "vtkSlicerPlotsLogic",
+        "tables": "vtkSlicerTablesLogic",
+    }
+    classes = {module: getattr(slicer, name, None) for module, name in named.items()}
+    found = {module: LoadableModule(made) for module, made in classes.items() if isinstance(made, type)}
+    return found
+
+
 # --- scripted modules -------------------------------------------------------------------------------------
 
 
