@@ -95,7 +95,13 @@ def _inside(on_progress: OnProgress | None, stage: str, step: int, steps: int) -
 def shuffled_targets(y: np.ndarray, confounds: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Targets (N, T) under the hypothesis that the head tells nothing: residuals given to other subjects (Freedman &
     Lane 1983). Running the whole validation on them gives the null distribution of every figure, with the dependence
-    between folds in it; shuffling finished predictions does not."""
+    between folds in it; shuffling finished predictions does not.
+
+    Residuals of a regression are not exchangeable: they lack what the confounds took. Noise of their size is put back
+    in that direction first. No figure depends on it (`residual_of` takes it away), and what is shuffled is then alike.
+    """
     left = residual_of(y, confounds, np.ones(len(y), bool))
     rng = np.random.default_rng(seed)
-    return left[rng.permuted(np.tile(np.arange(len(y)), (count, 1)), axis=1)].T
+    noise = np.sqrt(left @ left / max(len(y) - confounds.shape[1], 1)) * rng.standard_normal(len(y))
+    whole = left + noise - residual_of(noise, confounds, np.ones(len(y), bool))
+    return whole[rng.permuted(np.tile(np.arange(len(y)), (count, 1)), axis=1)].T
