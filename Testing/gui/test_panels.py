@@ -94,6 +94,17 @@ def test_quitting_while_nothing_runs_is_quiet(panel):
     slicer.app.aboutToQuit.emit()
 
 
+def test_widgets_of_a_form_are_as_strict_as_those_made_in_python(panel):
+    for widget in vars(panel.ui).values():
+        if type(widget).__name__ == "ctkCollapsibleButton":
+            with pytest.raises(AttributeError):
+                widget.setCollapsed(True)  # a property, and no slot
+            widget.collapsed = False
+        if type(widget).__name__ == "qMRMLNodeComboBox":
+            with pytest.raises(AttributeError):
+                widget.setNodeTypes(["vtkMRMLModelNode"])
+
+
 def test_every_input_explains_itself(panel):
     """A tooltip on every bound widget, and none of the names left as Designer makes them."""
     for name, widget in vars(panel.ui).items():

@@ -513,7 +513,8 @@ def wrap(value):
     for pyside_class in type(value).__mro__:
         is_stand_in = _is_qobject(pyside_class) and pyside_class.__module__.startswith(f"{__package__}.")
         if pyside_class in _proxy_classes or _is_public(pyside_class) or is_stand_in:
-            proxy = object.__new__(proxy_class(pyside_class, "slicer" if is_stand_in else "qt"))
+            module = ("ctk" if pyside_class.__name__.startswith("ctk") else "slicer") if is_stand_in else "qt"
+            proxy = object.__new__(proxy_class(pyside_class, module, inherits=module != "slicer"))
             proxy._adopt(value)
             return proxy
     return value
