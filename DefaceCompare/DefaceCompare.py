@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import qt
 import slicer
@@ -25,9 +25,6 @@ from RefaceRiskLib.bridge.nodes import in_scene, node_from_volume, place_beside,
 from RefaceRiskLib.bridge.panel import Panel, show_in_slices
 from RefaceRiskLib.bridge.worker_process import Job, JobRunner
 from RefaceRiskLib.errors import RefaceRiskError
-
-if TYPE_CHECKING:  # it needs scipy, which takes a second to import
-    from RefaceRiskLib.bridge.live_cut import LiveCut
 
 
 class DefaceCompare(ScriptedLoadableModule):
@@ -93,7 +90,7 @@ class DefaceCompareWidget(Panel):
 
     def connectPanel(self) -> None:
         self.comparison, self.drawing = Comparison(), Drawing()
-        self.cut: LiveCut | None = None
+        self.cut = None  # a LiveCut, while its handles are in the scene
         self.results: dict[str, Result] = {}
         self.methodBoxes = {}
         for name, description in self.logic.methods().items():
@@ -263,7 +260,7 @@ class DefaceCompareWidget(Panel):
             )
         )
 
-    def onPrepared(self, cut: "LiveCut | None", error: Exception | None) -> None:
+    def onPrepared(self, cut, error: Exception | None) -> None:
         self.cut = cut
         if cut is not None:
             show_in_slices(background=cut.head, label=cut.mask)
@@ -500,7 +497,7 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
         head,
         margin_mm: float = 5.0,
         onProgress: Callable[[Job, dict], None] | None = None,
-        onEnd: "Callable[[LiveCut | None, Exception | None], None] | None" = None,
+        onEnd: Callable[[object, Exception | None], None] | None = None,
     ) -> JobRunner:
         """Finds the brain in a child process and puts the handles of a live cut into the scene."""
         from RefaceRiskLib import volumes
@@ -514,7 +511,7 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
 
         def collect(job: Job, message: dict) -> None:
             distance = volumes.load(message["outputs"]["brain distance"])
-            from RefaceRiskLib.bridge.live_cut import LiveCut
+            from RefaceRiskLib.bridge.live_cut import LiveCut  # needs scipy, which takes a second to import
 
             made.append(LiveCut(head, distance, message["record"]["plane"], message["outputs"]["skin"], margin_mm))
 
