@@ -7,7 +7,8 @@ status 1 if a figure misses its limit.
 
 The predictor's settings were fixed on simulated targets (part `choice`: fat of the cheeks, volume of the face and size
 of the head, tied to simulated HU) before any image but the originals was made and before the BMI was read. The
-predictor was not changed after the BMI table; how targets are shuffled was, once, because of what part `calibration` showed.
+predictor was not changed after the BMI table; how targets are shuffled was, once, because of what part `calibration`
+showed.
 """
 
 from __future__ import annotations
