@@ -1,7 +1,7 @@
 # Needs nothing but make and Python 3.11 or newer. Every target sets up .venv by itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-muscle template clean distclean
+.PHONY: help setup demo test test-all lint bench bench-muscle template clean distclean
 .DELETE_ON_ERROR:
 
 VENV  := .venv
@@ -35,8 +35,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## deface a real head, bring its face back, measure, and show it; OUT=folder
 	"$(IN)/refacerisk" demo $(OUT)
 
-test: $(READY) ## all tests; ARGS="-k surface" for some of them
-	$(ONE_THREAD) "$(IN)/python" -m pytest -n $(WORKERS) --dist loadfile $(wildcard Testing/core Testing/mrml Testing/gui) $(ARGS)
+TESTS := $(wildcard Testing/core Testing/mrml Testing/gui)
+
+test: $(READY) ## the tests; ARGS="-k surface" for some of them
+	$(ONE_THREAD) "$(IN)/python" -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(TESTS) $(ARGS)
+
+test-all: $(READY) ## with those that take long
+	$(ONE_THREAD) "$(IN)/python" -m pytest -n $(WORKERS) --dist loadfile $(TESTS) $(ARGS)
 
 lint: $(READY) ## ruff
 	"$(IN)/ruff" check .

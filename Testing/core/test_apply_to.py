@@ -123,7 +123,7 @@ def test_the_command_line_defaces_a_session(session, capsys):
     ]  # fmt: skip
     told = capsys.readouterr().out
     assert "T2w defaced: ok" in told and "aligned with overlap 0.9" in told and "brain voxels touched: 0" in told
-    record = json.loads(Path("out/T2w_defaced.json").read_text())
+    record = json.loads(Path("out/T2w_defaced.json").read_text(encoding="utf-8"))
     assert record["input"]["path"] == "T2w.mgz" and record["carried_from"]["path"] == "T1w.nii.gz"
     assert record["options"]["rigid_overlap"] > 0.9
     before, after = load("T2w.mgz"), load("out/T2w_defaced.mgz")

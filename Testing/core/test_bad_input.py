@@ -450,7 +450,7 @@ def test_what_is_odd_but_sound_is_defaced(here, head, name, capfd):
     np.testing.assert_allclose(after.affine, before.affine, atol=1e-4)
     np.testing.assert_array_equal(after.voxels[~removed], before.voxels[~removed])
     assert (after.intensities[removed] == 0).all() and 0.01 < removed.mean() < 0.4
-    quality = json.loads(Path("new folder/défacé.json").read_text())["quality"]
+    quality = json.loads(Path("new folder/défacé.json").read_text(encoding="utf-8"))["quality"]
     assert quality["brain_voxels_touched"] == 0 and quality["face_surface_removed"] > 0.6
     assert quality["verdict"] == "ok", quality
 
@@ -467,6 +467,6 @@ def test_a_header_that_is_turned_by_90_degrees_is_noticed(here, head, monkeypatc
     turn = nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(0, 0, np.pi / 2))
     saved(Volume(head.voxels, turn @ head.affine), "in.nii.gz")
     assert cli.main(["deface", "in.nii.gz", "out.nii.gz", "--quiet"]) == 0
-    quality = json.loads(Path("out.json").read_text())["quality"]
+    quality = json.loads(Path("out.json").read_text(encoding="utf-8"))["quality"]
     assert quality["verdict"] == "check" and "orientation" in quality["reason"]
     assert quality["face_surface_removed"] > 0.6 and quality["brain_voxels_touched"] == 0

@@ -168,5 +168,5 @@ def test_an_unknown_model_is_refused_in_one_line():
 
 def test_weights_are_never_pickled():
     folder = model_folder("reference")
-    assert json.loads((folder / "coarse" / "config.json").read_text())["weights"]["sha256"]
+    assert json.loads((folder / "coarse" / "config.json").read_text(encoding="utf-8"))["weights"]["sha256"]
     assert not [path for path in folder.rglob("*") if path.suffix in {".pt", ".pth", ".pkl", ".ckpt"}]

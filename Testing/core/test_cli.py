@@ -117,12 +117,12 @@ def test_deface_writes_volume_mask_quality_and_sidecars(head, capsys):
     before, after = volumes.load(head), volumes.load("out/defaced.nii.gz")
     removed = volumes.load("out/mask.nii.gz").voxels == 1
     assert removed.any() and np.array_equal(before.voxels[~removed], after.voxels[~removed])
-    assert json.loads(Path("out/quality.json").read_text())["verdict"] == "ok"
+    assert json.loads(Path("out/quality.json").read_text(encoding="utf-8"))["verdict"] == "ok"
     assert "ok" in capsys.readouterr().out
 
 
 def test_a_sidecar_says_how_the_volume_came_about(head, defaced):
-    record = json.loads(Path("defaced.json").read_text())
+    record = json.loads(Path("defaced.json").read_text(encoding="utf-8"))
     assert record["version"] == __version__ and record["method"] == "mri_deface"
     assert record["input"]["sha256"] == volumes.sha256_of(head)
     assert record["options"] == {"engine": "builtin"} and record["quality"]["brain_voxels_touched"] == 0
@@ -131,28 +131,28 @@ def test_a_sidecar_says_how_the_volume_came_about(head, defaced):
 def test_the_options_of_a_method_are_passed_on_and_recorded(head):
     options = ["--margin-mm", "3.5", "--fill", "noise", "--seed", "7", "--quiet"]
     assert cli.main(["deface", "head.nii.gz", "a.nii.gz", "--method", "pydeface", *options]) == 0
-    record = json.loads(Path("a.json").read_text())
+    record = json.loads(Path("a.json").read_text(encoding="utf-8"))
     assert record["options"] == {"engine": "builtin", "margin_mm": "3.5", "fill": "noise", "seed": 7}
     assert record["seed"] == 7 and "synthetic" not in record
 
 
 def test_an_average_face_as_fill_marks_the_result_as_synthetic(head):
     assert cli.main(["deface", "head.nii.gz", "a.nii.gz", "--fill", "average", "--quiet"]) == 0
-    assert json.loads(Path("a.json").read_text())["synthetic"] is True
+    assert json.loads(Path("a.json").read_text(encoding="utf-8"))["synthetic"] is True
 
 
 def test_the_mask_of_the_user_is_an_input(head, defaced, capsys):
     before = Path("removed.nii.gz").read_bytes()
     arguments = ["deface", "head.nii.gz", "a.nii.gz", "--mask", "removed.nii.gz"]
     assert cli.main([*arguments, "--quiet"]) == 0
-    assert json.loads(Path("a.json").read_text())["options"]["mask"] == "removed.nii.gz"
+    assert json.loads(Path("a.json").read_text(encoding="utf-8"))["options"]["mask"] == "removed.nii.gz"
     assert cli.main([*arguments, "--mask-out", "removed.nii.gz"]) == 2
     assert "overwrite an input" in one_line(capsys) and Path("removed.nii.gz").read_bytes() == before
 
 
 def test_a_defacer_that_draws_a_face_marks_it_as_synthetic(head):
     assert cli.main(["deface", "head.nii.gz", "a.nii.gz", "--method", "average_face", "--quiet"]) == 0
-    assert json.loads(Path("a.json").read_text())["synthetic"] is True
+    assert json.loads(Path("a.json").read_text(encoding="utf-8"))["synthetic"] is True
     assert description("a.nii.gz").startswith("SYNTHETIC face")
 
 
@@ -167,7 +167,7 @@ def test_the_input_is_never_overwritten(head, capsys):
 def test_the_sidecar_of_an_input_is_never_overwritten(head, capsys):
     Path("head.json").write_text('{"EchoTime": 0.003}')
     assert cli.main(["deface", "head.nii.gz", "head.nii"]) == 2
-    assert "input" in one_line(capsys) and "EchoTime" in Path("head.json").read_text()
+    assert "input" in one_line(capsys) and "EchoTime" in Path("head.json").read_text(encoding="utf-8")
 
 
 def test_two_outputs_of_one_name_are_refused(head, capsys):
@@ -214,7 +214,7 @@ def test_a_crash_while_writing_leaves_no_volume_that_looks_complete(head, deface
 
 def test_a_refaced_volume_says_that_it_is_synthetic(defaced):
     assert cli.main(["reface", "defaced.nii.gz", "r.nii.gz", "--mask", "removed.nii.gz", "--seed", "7"]) == 0
-    record = json.loads(Path("r.json").read_text())
+    record = json.loads(Path("r.json").read_text(encoding="utf-8"))
     assert record["synthetic"] is True and record["seed"] == 7 and record["method"] == "reference"
     assert record["weights"] == fake_core.Refacer.weights
     assert record["input"]["sha256"] == volumes.sha256_of(defaced)
@@ -232,7 +232,7 @@ def test_every_sample_is_written_when_asked_for(defaced):
     assert cli.main(["reface", "defaced.nii.gz", "r.nii.gz", "--samples", "3", "--samples-out", "draws"]) == 0
     names = sorted(path.name for path in Path("draws").glob("*.nii.gz"))
     assert names == ["sample-01.nii.gz", "sample-02.nii.gz", "sample-03.nii.gz", "uncertainty.nii.gz"]
-    assert all(json.loads(path.read_text())["synthetic"] for path in Path("draws").glob("*.json"))
+    assert all(json.loads(path.read_text(encoding="utf-8"))["synthetic"] for path in Path("draws").glob("*.json"))
 
 
 def test_a_mask_of_another_grid_is_refused(defaced, capsys):
@@ -278,8 +278,8 @@ def test_measure_prints_an_aligned_table(defaced, capsys):
 def test_measure_writes_tsv_or_json_as_the_name_says(defaced):
     arguments = ["measure", "head.nii.gz", "defaced.nii.gz", "--removed", "removed.nii.gz", "--quiet"]
     assert cli.main([*arguments, "--out", "d.tsv"]) == cli.main([*arguments, "--out", "d.json"]) == 0
-    heads, *lines = [line.split("\t") for line in Path("d.tsv").read_text().splitlines()]
-    rows = json.loads(Path("d.json").read_text())["rows"]
+    heads, *lines = [line.split("\t") for line in Path("d.tsv").read_text(encoding="utf-8").splitlines()]
+    rows = json.loads(Path("d.json").read_text(encoding="utf-8"))["rows"]
     assert [line[:2] for line in lines] == [["defaced", "face"], ["defaced", "removed"]]
     assert float(lines[0][heads.index("mean_mm")]) == pytest.approx(rows[0]["mean_mm"], abs=1e-4)
 

@@ -85,7 +85,7 @@ def test_muscle_measure_writes_figures_and_a_picture(thighs, tmp_path, capsys):
     save(thighs.ct, tmp_path / "ct.nii.gz")
     arguments = ["muscle", "measure", str(tmp_path / "ct.nii.gz"), "--site", "thigh", "--quiet"]
     assert main([*arguments, "--out", str(tmp_path / "a.json"), "--picture", str(tmp_path / "a.png")]) == 0
-    rows = json.loads((tmp_path / "a.json").read_text())
+    rows = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert {"label", "site", "mean_hu", "median_hu", "sd_hu", "area_mm2", "low_attenuation_share"} <= set(rows[0])
     assert rows[0]["area_mm2"] == pytest.approx(rows[1]["area_mm2"] + rows[2]["area_mm2"])
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"

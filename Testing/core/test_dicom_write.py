@@ -196,7 +196,7 @@ def test_deface_writes_a_series_for_a_series(head_series):
     removed = volumes.load("mask.nii.gz").voxels > 0
     np.testing.assert_array_equal(after.voxels[~removed], original.voxels[~removed])
     assert not after.voxels[removed].any() and removed.any()
-    assert json.loads(Path("out.json").read_text())["method"] == "mri_deface"
+    assert json.loads(Path("out.json").read_text(encoding="utf-8"))["method"] == "mri_deface"
     for path in (*Path("out").iterdir(), Path("out.json"), Path("mask.json")):
         assert secrets_in(path) == []
 

@@ -251,20 +251,20 @@ time.sleep(60)"""
     install(bin_folder, "fsl_deface", script)
 
     def listen(progress):
-        if note.exists() and note.read_text():
+        if note.exists() and note.read_text(encoding="utf-8"):
             raise Cancelled("fsl_deface")
 
     began = time.monotonic()
     with pytest.raises(Cancelled):
         run_original(head, "fsl_deface", on_progress=listen)
     assert time.monotonic() - began < 30
-    assert has_ended(int(note.read_text()))
+    assert has_ended(int(note.read_text(encoding="utf-8")))
 
 
 def has_ended(pid: int) -> bool:
     for _ in range(50):
         try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
         except OSError:
             return True
         if state == "Z":

@@ -170,6 +170,6 @@ def test_what_deface_and_reface_write_holds_nothing_of_the_patient(tmp_path, mon
         assert_no_secret(path)
         assert str(tmp_path).encode() not in path.read_bytes()
     for name in ("defaced", "refaced"):
-        record = json.loads((out / f"{name}.json").read_text())
+        record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
         assert record["EchoTime"] == 0.00298 and "PatientWeight" not in record
     assert bytes(nibabel.load(out / "defaced.nii.gz").header["descrip"]).startswith(b"MRIRefaceRisk")

@@ -53,11 +53,11 @@ def test_the_refaced_head_differs_nowhere_outside_the_mask_and_is_marked(folder)
     removed = volumes.load(folder / "removed.nii.gz").voxels > 0
     assert np.array_equal(before.voxels[~removed], after.voxels[~removed])
     assert not np.array_equal(before.voxels[removed], after.voxels[removed])
-    assert json.loads((folder / "average.json").read_text())["synthetic"] is True
+    assert json.loads((folder / "average.json").read_text(encoding="utf-8"))["synthetic"] is True
 
 
 def test_a_face_again_is_nearer_to_the_true_one_than_a_hole(folder):
-    rows = json.loads((folder / "distances.json").read_text())["rows"]
+    rows = json.loads((folder / "distances.json").read_text(encoding="utf-8"))["rows"]
     mean = {(row["image"], row["region"]): row["mean_mm"] for row in rows}
     for region in ("face", "removed"):
         assert mean["average", region] < 0.5 * mean["defaced", region]

@@ -135,5 +135,5 @@ def test_a_missing_model_is_one_clear_line(tmp_path):
 
 def test_the_config_is_plain_json(tmp_path):
     save_linear(LinearFace.fit(random_maps(20), ridge=2.0), tmp_path, heads=20)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["heads"] == 20

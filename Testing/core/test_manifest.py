@@ -37,7 +37,7 @@ def test_every_shipped_file_is_listed_and_every_listed_file_exists(manifest):
 
 def test_a_script_that_is_left_out_is_named(manifest, a_copy):
     lists = a_copy / "RefaceRisk" / "CMakeLists.txt"
-    lists.write_text(lists.read_text().replace("  RefaceRiskLib/volumes.py\n", ""))
+    lists.write_text(lists.read_text(encoding="utf-8").replace("  RefaceRiskLib/volumes.py\n", ""))
     complaint = "RefaceRisk/RefaceRiskLib/volumes.py is not listed in RefaceRisk/CMakeLists.txt"
     assert complaint in manifest.complaints(a_copy)
 

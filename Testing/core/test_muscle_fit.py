@@ -77,7 +77,7 @@ def test_a_study_is_fitted_told_and_goes_on_where_it_stopped(study):
     with open(done.files["predictions"], encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert len(rows) == 26
-    record = json.loads((study / "out" / "correlations.json").read_text())
+    record = json.loads((study / "out" / "correlations.json").read_text(encoding="utf-8"))
     assert record["options"]["seed"] == 0 and set(record["columns"]) == set(original)
     assert done.files["figure"].read_bytes()[:4] == b"\x89PNG"
     page = done.files["report"].read_text(encoding="utf-8")

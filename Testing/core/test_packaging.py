@@ -234,7 +234,7 @@ def test_every_package_that_is_required_is_pinned_for_ci():
         _canonical(re.split(r"[<>=!\[; ]", requirement)[0])
         for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]
     }
-    pins = (line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = (line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line)
     pinned = {_canonical(name): version for name, version in pins}
     assert required <= set(pinned)
     assert pinned["torch"] == "2.13.0"
@@ -244,7 +244,7 @@ def test_commands_in_the_readme_exist():
     from RefaceRiskLib.cli import build_parser
 
     lines = _console_lines()
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     commands = [shlex.split(line, comments=True) for line in lines]
     for words in commands:
         if words[0] == "make":

@@ -252,7 +252,7 @@ def test_compare_writes_volumes_masks_tables_and_a_picture(head_file, tmp_path, 
     with (out / "comparison.tsv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert [row["method"] for row in rows] == ["pydeface", "quickshear"] and tuple(rows[0]) == COLUMNS
-    assert json.loads((out / "comparison.json").read_text())["rows"][1]["brain_voxels_touched"] == 0
+    assert json.loads((out / "comparison.json").read_text(encoding="utf-8"))["rows"][1]["brain_voxels_touched"] == 0
     mask, before, after = (
         load(path).voxels for path in (out / "pydeface_mask.nii.gz", head_file, out / "pydeface.nii.gz")
     )

@@ -118,4 +118,4 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one_and_no_crumbs(tmp_path
     monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         report.write("new", path)
-    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert path.read_text(encoding="utf-8") == "old" and [entry.name for entry in tmp_path.iterdir()] == ["report.html"]

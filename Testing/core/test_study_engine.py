@@ -105,9 +105,9 @@ def test_messages_are_small(heads, tmp_path):
 
 
 def test_the_outputs_are_bids_derivatives_with_provenance(out):
-    told = json.loads((out / "dataset_description.json").read_text())
+    told = json.loads((out / "dataset_description.json").read_text(encoding="utf-8"))
     assert told["DatasetType"] == "derivative" and told["GeneratedBy"][0]["Name"] == "MRIRefaceRisk"
-    rows = (out / "distances.tsv").read_text().splitlines()
+    rows = (out / "distances.tsv").read_text(encoding="utf-8").splitlines()
     assert rows[0].split("\t")[:9] == ["participant_id", "defacer", "image", "region", "mean_mm", "median_mm", "p95_mm",
                                        "symmetric_mean_mm", "seconds"]  # fmt: skip
     assert len(rows) == 1 + 3 * 2 * 3
@@ -117,11 +117,11 @@ def test_the_report_fetches_nothing_and_escapes_what_it_was_given(out):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert "<script" not in page and page.count("data:image/png;base64,") == 2
-    assert json.loads((out / "summary.json").read_text())["answer"][:20] in page
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["answer"][:20] in page
 
 
 def test_the_true_faces_are_kept_apart_with_a_warning(out):
-    assert "can be recognised" in (Ledger(out).folder / "README.txt").read_text()
+    assert "can be recognised" in (Ledger(out).folder / "README.txt").read_text(encoding="utf-8")
 
 
 def test_a_key_changes_with_everything_that_a_result_depends_on():

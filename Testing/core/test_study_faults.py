@@ -143,7 +143,7 @@ class cluster_of_its_own:
             time.sleep(0.1)
         import json
 
-        self.address = json.loads(file.read_text())["address"]
+        self.address = json.loads(file.read_text(encoding="utf-8"))["address"]
         self.workers = [
             subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1",
                               "--no-dashboard", "--no-nanny", "--death-timeout", "20",
@@ -213,7 +213,7 @@ def test_a_failed_subject_is_listed_with_its_reason_and_stops_nobody(heads, tmp_
     reasons = {row["participant_id"]: row["reason"] for row in done.record["failed"]}
     assert "damaged" in reasons["sub-001"] or "cut off" in reasons["sub-001"]
     assert "no such file" in reasons["sub-002"]
-    assert "sub-002" in (tmp_path / "out" / "report.html").read_text()
+    assert "sub-002" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     with pytest.raises(RefaceRiskError, match="2 of 4 participants failed"):
         study(folder / "participants.tsv", tmp_path / "out", strict=True)
     shutil.copy(heads.parent / "head001.nii.gz", folder)
@@ -255,7 +255,7 @@ def test_a_second_run_in_the_same_folder_is_refused_in_one_line(heads, tmp_path)
     run = started(heads, out, 0, "3")
     try:
         lock = out / ledgers.FOLDER / "lock"
-        assert wait_until(lambda: lock.is_file() and lock.read_text(), run), run.stderr.read()
+        assert wait_until(lambda: lock.is_file() and lock.read_text(encoding="utf-8"), run), run.stderr.read()
         with pytest.raises(RefaceRiskError, match=rf"another run works .* \(process {run.pid} on ") as raised:
             study(heads, out)
         assert len(str(raised.value).splitlines()) == 1

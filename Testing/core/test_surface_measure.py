@@ -112,7 +112,7 @@ def test_a_mask_on_another_grid_is_refused(tiny_head, placed):
 
 
 def test_the_table_is_written_with_its_columns(measured, tmp_path):
-    lines = measured.save_tsv(tmp_path / "distances.tsv").read_text().splitlines()
+    lines = measured.save_tsv(tmp_path / "distances.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[0].split("\t") == list(COLUMNS)
     assert len(lines) == 1 + len(measured.rows())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["distances.tsv"]

@@ -495,7 +495,7 @@ def test_the_sidecar_is_json_beside_its_output(tmp_path, tiny_head):
         input=source,
     )
     assert record == tmp_path / "sub-1.out.json"
-    content = json.loads(record.read_text())
+    content = json.loads(record.read_text(encoding="utf-8"))
     assert content.pop("version")
     assert content == {
         "method": "pydeface",

@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 def rewrite_config(folder, change):
     path = folder / "config.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     change(record)
     path.write_text(json.dumps(record))
 
@@ -104,7 +104,7 @@ def test_a_pickle_is_never_executed_even_when_the_config_vouches_for_it(folder):
 
 
 def test_no_module_here_can_unpickle():
-    source = Path(weights.__file__).read_text()
+    source = Path(weights.__file__).read_text(encoding="utf-8")
     assert "torch.load" not in source
     assert "import pickle" not in source
 

@@ -152,8 +152,8 @@ def test_an_input_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeyp
 def _content_of(file: Path) -> str:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        if file.exists() and file.read_text():
-            return file.read_text()
+        if file.exists() and file.read_text(encoding="utf-8"):
+            return file.read_text(encoding="utf-8")
         time.sleep(0.02)
     raise AssertionError(f"{file} did not appear")
 
@@ -161,7 +161,7 @@ def _content_of(file: Path) -> str:
 def _lives(pid: int) -> bool:
     """Whether a process of that id runs; one that has ended and was not waited for does not count."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
     except OSError:
         return False
     return state != "Z"

@@ -42,6 +42,23 @@ def pytest_pycollect_makemodule(module_path, parent):
     return CannotRun.from_parent(parent, path=module_path) if WHY_NOT else None
 
 
+@pytest.fixture(autouse=True)
+def one_library():
+    """Reloading a panel imports RefaceRiskLib anew; the tests that follow in this process must find their own again."""
+
+    def loaded() -> dict:
+        return {name: module for name, module in sys.modules.items() if name.split(".")[0] == "RefaceRiskLib"}
+
+    import RefaceRiskLib
+
+    before = loaded()
+    yield
+    if sys.modules.get("RefaceRiskLib") is not RefaceRiskLib:
+        for name in loaded():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real volumes; a test that needs it is skipped where it is absent."""

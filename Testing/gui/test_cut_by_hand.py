@@ -60,7 +60,7 @@ def test_a_plane_is_dragged_used_and_saved_and_gone_with_the_scene(panel, event_
     ui.saveButton.click()
     saved = volumes.load(folder / "head_interactive.nii.gz")
     np.testing.assert_allclose(saved.intensities[~removed], a_head.intensities[~removed])
-    assert json.loads((folder / "head_interactive.json").read_text())["method"] == "interactive"
+    assert json.loads((folder / "head_interactive.json").read_text(encoding="utf-8"))["method"] == "interactive"
 
     slicer.mrmlScene.Clear(0)  # while the handles are there
     assert widget.cut is None and ui.cutButton.text == "Cut by hand"

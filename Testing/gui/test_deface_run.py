@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from conftest import patience
 
 
+@pytest.mark.long  # test_cut_by_hand.py defaces a head through the same panel
 def test_a_method_runs_and_its_verdict_is_shown(open_panel, layout_manager, event_loop, a_head, screenshot):
     import numpy as np
     import slicer

@@ -27,6 +27,7 @@ def test_a_face_is_drawn_and_measured_while_the_events_go_on(open_panel, layout_
     ui.originalSelector.setCurrentNode(original)
     ui.removedSelector.setCurrentNode(removed)
     ui.averageCheckBox.checked = False
+    ui.stepsSpinBox.value = 4
     assert ui.modelComboBox.currentText.startswith("Diffusion")
 
     events, previews, forming = [], [], []
