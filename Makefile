@@ -47,8 +47,9 @@ lint: $(READY) ## ruff
 	"$(IN)/ruff" check .
 
 bench: $(READY) ## the benchmarks behind the numbers that we publish
-	@for script in Testing/benchmarks/bench_*.py; do \
-		echo "== $$script"; "$(IN)/python" "$$script" $(ARGS) || exit 1; done
+	@missed=; for script in Testing/benchmarks/bench_*.py; do \
+		echo "== $$script"; "$(IN)/python" "$$script" $(ARGS) || missed="$$missed $$script"; done; \
+	test -z "$$missed" || { echo "== targets missed in:$$missed"; exit 1; }
 
 bench-muscle: $(READY) ## muscle from the head; ARGS="--parts bmi --out DIR" for a part of it
 	"$(IN)/python" Testing/benchmarks/bench_muscle.py $(ARGS)

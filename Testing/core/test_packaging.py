@@ -234,7 +234,8 @@ def test_every_package_that_is_required_is_pinned_for_ci():
         _canonical(re.split(r"[<>=!\[; ]", requirement)[0])
         for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]
     }
-    pins = (line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line)
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = (line.split("==") for line in lines if "==" in line)
     pinned = {_canonical(name): version for name, version in pins}
     assert required <= set(pinned)
     assert pinned["torch"] == "2.13.0"
