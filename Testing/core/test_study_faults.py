@@ -1,6 +1,6 @@
 """Nothing is lost: runs that are killed, disks that are full, inputs that vanish.
 
-REFACERISK_KILL_ROUNDS sets how often a run is killed (default 2; 20 before a release).
+REFACERISK_KILL_ROUNDS sets how often a run is killed (default 1; 20 before a release).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from RefaceRiskLib.study.ledger import Ledger
 from RefaceRiskLib.volumes import sha256_of
 
 HERE = Path(__file__).resolve().parent
-ROUNDS = int(os.environ.get("REFACERISK_KILL_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("REFACERISK_KILL_ROUNDS", "1"))
 HEADS = 4
 TABLES = (
     "distances.tsv",
