@@ -477,10 +477,8 @@ def _save_skin(path: Path, measurement, name: str) -> None:
 
 def _save_surface(path: Path, surface, **of_points: np.ndarray) -> None:
     """Points (N, 3), triangles (M, 3) and what belongs to each point as an .npz file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as stream:
-        np.savez(stream, points=surface.points.astype("f4"), triangles=surface.triangles.astype("i4"), **of_points)
-    temporary.replace(path)
+    with volumes.written_beside(path, ".npz") as temporary:
+        np.savez(temporary, points=surface.points.astype("f4"), triangles=surface.triangles.astype("i4"), **of_points)
 
 
 def train(
@@ -686,13 +684,13 @@ def comparison_table(rows: Sequence[Mapping]) -> str:
     return "\n".join(told + [f"{row['method']}: {row['reason']}" for row in rows if row["reason"]])
 
 
-def tsv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+def tsv(rows: Sequence[Mapping], columns: Sequence[str], number: str = ".4f") -> str:
     """Tab-separated text with a header; numbers with 4 decimals, n/a (BIDS) where there is none."""
 
     def cell(value: object) -> str:
-        if value is None:
+        if value is None or (isinstance(value, float) and not np.isfinite(value)):
             return "n/a"
-        return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
+        return f"{value:{number}}" if isinstance(value, float) else " ".join(str(value).split())
 
     return "\n".join(["\t".join(columns)] + ["\t".join(cell(row.get(key)) for key in columns) for row in rows]) + "\n"
 

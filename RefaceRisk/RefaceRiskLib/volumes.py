@@ -277,7 +277,7 @@ def save(volume: Volume, path: str | os.PathLike) -> Path:
         raise RefaceRiskError(
             "this is the input and is never overwritten", "choose another output name", path
         )
-    with _written_beside(path, extension) as temporary:
+    with written_beside(path, extension) as temporary:
         if extension in (".nii", ".nii.gz"):
             header = volume.meta.header if volume.meta.format == "nifti" else None
             note = volume.meta.notes.get("description")
@@ -312,12 +312,17 @@ def _keys(volume: Volume) -> Mapping[str, str]:
 
 
 @contextmanager
-def _written_beside(path: Path, extension: str) -> Iterator[Path]:
-    """A temporary name in the folder of ``path`` that becomes ``path`` if all went well and else vanishes."""
-    if not path.parent.is_dir():
+def written_beside(path: Path, extension: str, make_folder: bool = False) -> Iterator[Path]:
+    """A temporary name in the folder of ``path`` that becomes ``path`` if all went well and else vanishes.
+
+    Raises RefaceRiskError where it cannot be written, and for a missing folder unless ``make_folder``.
+    """
+    if not make_folder and not path.parent.is_dir():
         raise RefaceRiskError(f"the folder {path.parent} does not exist", "make it first", path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{extension}")
     try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
@@ -570,7 +575,7 @@ def sidecar(path: str | os.PathLike, /, **record) -> Path:
     path = Path(path)
     target = path.with_name(path.name[: len(path.name) - len(_extension(path))] + ".json")
     text = json.dumps(_plain({"version": __version__, **record}), indent=2, allow_nan=False)
-    with _written_beside(target, ".json") as temporary:
+    with written_beside(target, ".json") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return target
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +18,7 @@ from .. import __version__
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..report import write_text
-from ..volumes import load, sha256_of, sidecar
+from ..volumes import load, sha256_of, sidecar, written_beside
 from .cohort import Cohort, Participant, Problem, read_cohort
 from .ct import choose_level, gantry_tilt, load_ct, measure_muscles, measure_site
 from .images import IMAGE_TYPES, HeadImages, make_images
@@ -282,11 +280,8 @@ def _kept(path: Path, predictor, X, targets, confounds, row, stage, on_progress)
         with np.load(path) as file:
             return {name: file[name].astype(float) for name in ("predicted", "residual")}
     done = cross_validate(predictor, X, targets, confounds, row, stage, on_progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
-        np.savez(stream, predicted=done.predicted.astype(np.float32), residual=done.residual.astype(np.float32))
-    os.replace(temporary, path)
+    with written_beside(path, ".npz", make_folder=True) as temporary:
+        np.savez(temporary, predicted=done.predicted.astype(np.float32), residual=done.residual.astype(np.float32))
     return {"predicted": done.predicted, "residual": done.residual}
 
 
@@ -339,6 +334,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _written(out: Path, correlations, comparisons, predictions, drawn, problems, record) -> dict[str, Path]:
+    from ..jobs import tsv
     from .figure import draw
 
     tables = {
@@ -356,7 +352,7 @@ def _written(out: Path, correlations, comparisons, predictions, drawn, problems,
     }  # fmt: skip
     files = {}
     for name, (columns, rows) in tables.items():
-        files[name] = write_text(_tsv(rows, columns), out / f"{name}.tsv")
+        files[name] = write_text(tsv(rows, columns, ".5g"), out / f"{name}.tsv")
         sidecar(files[name], **record, columns={column: COLUMNS[column] for column in columns})
     caption = (
         f"Dots: {record['options']['resamples']} bootstrap resamples of subjects; black: mean and 95 % interval. "
@@ -365,9 +361,8 @@ def _written(out: Path, correlations, comparisons, predictions, drawn, problems,
     )
     for name, ending in (("figure", "png"), ("figure_svg", "svg")):
         files[name] = out / f"figure.{ending}"
-        temporary = out / f".figure.part.{ending}"
-        draw(correlations, comparisons, drawn, [temporary], caption)
-        os.replace(temporary, files[name])
+        with written_beside(files[name], f".{ending}") as temporary:
+            draw(correlations, comparisons, drawn, [temporary], caption)
     return files
 
 
@@ -398,12 +393,3 @@ COLUMNS = {
     "what": "what is wrong",
     "row_dropped": "whether the whole row was left out, or only that value",
 }
-
-
-def _tsv(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
-    def cell(value: object) -> str:
-        if value is None or (isinstance(value, float) and not np.isfinite(value)):
-            return "n/a"
-        return f"{value:.5g}" if isinstance(value, float) else " ".join(str(value).split())
-
-    return "\n".join(["\t".join(columns)] + ["\t".join(cell(row.get(key)) for key in columns) for row in rows]) + "\n"

@@ -6,18 +6,15 @@ stay true. A gallery face is a field of signed distances, a probe a few thousand
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import RefaceRiskError
 from ..surface.distance import distances
 from ..surface.extract import Surface, extract_skin, signed_distance_grid, skin_level
 from ..surface.measure import face_region, removed_region
-from ..volumes import Volume, resample
+from ..volumes import Volume, resample, written_beside
 
 FIELD_MM, LIMIT_MM = 3.0, 20.0
 POINTS = 1000
@@ -141,13 +138,6 @@ def spread(skin: Surface, region: np.ndarray, count: int = POINTS) -> np.ndarray
 
 
 def _saved(path: Path, array: np.ndarray) -> Path:
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.npy")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(path, ".npy", make_folder=True) as temporary:
         np.save(temporary, array)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RefaceRiskError(f"cannot be written ({error.strerror})", "check the folder", path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -90,15 +90,7 @@ def match_figure(curves: Mapping[str, Sequence[float]], path: Path) -> bool:
 
 
 def _saved(figure, path: Path) -> None:
-    import io
-    import os
-    import secrets
+    from ..volumes import written_beside
 
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(stream.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_beside(path, ".png") as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..template import load_template
+from ..volumes import written_beside
 from . import linkage
 from .faces import POINTS, REGIONS, field_grid
 from .ledger import Ledger
@@ -103,13 +102,8 @@ class _OnDisk(Sequence):
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with written_beside(path, ".npz", make_folder=True) as temporary:
         np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_chunks(ledger: Ledger, files: Sequence[str]) -> tuple[list[tuple[str, ...]], np.ndarray]:

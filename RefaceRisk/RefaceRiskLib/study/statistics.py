@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from ..radiodensity import statistics
+
 RESAMPLES = 4000
 
 
@@ -49,13 +51,8 @@ def _rank_biserial(differences: np.ndarray) -> np.ndarray:
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P values adjusted for the family by Holm's step-down method (1979); None stays and does not count."""
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for done, (p, place) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - done) * p))
-        adjusted[place] = highest
-    return adjusted
+    adjusted = statistics.holm([np.nan if p is None else p for p in p_values])
+    return [None if np.isnan(p) else float(p) for p in adjusted]
 
 
 def rate_interval(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
