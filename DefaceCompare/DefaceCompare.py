@@ -23,7 +23,7 @@ from RefaceRiskLib.bridge.comparison import Comparison
 from RefaceRiskLib.bridge.drawing import Drawing
 from RefaceRiskLib.bridge.nodes import in_scene, node_from_volume, place_beside, table_node, volume_from_node
 from RefaceRiskLib.bridge.panel import Panel, show_in_slices
-from RefaceRiskLib.bridge.worker_process import Job, JobRunner
+from RefaceRiskLib.bridge.worker_process import Job, JobRunner, started, waited
 from RefaceRiskLib.errors import RefaceRiskError
 
 
@@ -353,15 +353,15 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
         :param fill: zero, noise, blur or average for the removed voxels; empty: as each method does
         :raises RefaceRiskError: when `head` cannot be read at all
         """
-        return self._waited(lambda onEnd: self.startDeface(head, methods, fill, onEnd=onEnd))
+        return waited(lambda onEnd: self.startDeface(head, methods, fill, onEnd=onEnd))
 
     def defaceByHand(self, head, mask, margin_mm: float = 5.0, fill: str = "") -> Outputs:
         """Takes what the label map node `mask` (on the grid of `head`) covers, kept off the brain, and waits."""
-        return self._waited(lambda onEnd: self.startDefaceByHand(head, mask, margin_mm, fill, onEnd=onEnd))
+        return waited(lambda onEnd: self.startDefaceByHand(head, mask, margin_mm, fill, onEnd=onEnd))
 
     def carry(self, result: Result, others: Sequence) -> Outputs:
         """Takes what `result` lost off other volume nodes of the same head, on their own grids, and waits."""
-        return self._waited(lambda onEnd: self.startCarry(result, others, onEnd=onEnd))
+        return waited(lambda onEnd: self.startCarry(result, others, onEnd=onEnd))
 
     def save(self, results: Sequence[Result], folder: str | Path) -> list[Path]:
         """Writes each defaced volume as .nii.gz with a clean header and its record beside it.
@@ -403,16 +403,9 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
                 method, files = row["method"], message["outputs"]
                 if method in files:
                     outputs.results[method] = loaded(files[method], files[f"{method} mask"], head, method)
-            columns = {
-                _("method"): [row["method"] for row in rows],
-                _("verdict"): [row["verdict"] for row in rows],
-                _("why"): [row["reason"] for row in rows],
-                _("face gone"): [percent(row["face_surface_removed"]) for row in rows],
-                _("brain voxels"): ["" if (n := row["brain_voxels_touched"]) is None else str(n) for row in rows],
-            }
-            outputs.verdicts = table_node(_("{name} defacing").format(name=head.GetName()), columns)
+            outputs.verdicts = verdictTable(rows, head)
 
-        return self._started(jobs, collect, outputs, onProgress, onEnd)
+        return started(jobs, collect, outputs, onProgress, onEnd)
 
     def startDefaceByHand(
         self,
@@ -443,16 +436,9 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
         def collect(job: Job, message: dict) -> None:
             files, quality = message["outputs"], message["record"]["quality"]
             outputs.results[BY_HAND] = loaded(files["defaced"], files["mask"], head, BY_HAND)
-            columns = {
-                _("method"): [BY_HAND],
-                _("verdict"): [quality["verdict"]],
-                _("why"): [quality["reason"]],
-                _("face gone"): [percent(quality["face_surface_removed"])],
-                _("brain voxels"): [str(quality["brain_voxels_touched"])],
-            }
-            outputs.verdicts = table_node(_("{name} defacing").format(name=head.GetName()), columns)
+            outputs.verdicts = verdictTable([{"method": BY_HAND, **quality}], head)
 
-        return self._started(jobs, collect, outputs, onProgress, onEnd)
+        return started(jobs, collect, outputs, onProgress, onEnd)
 
     def startCarry(
         self,
@@ -490,7 +476,7 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
                 file = message["outputs"][f"{name} defaced"]
                 outputs.results[node.GetName()] = loaded(file, None, node, _("defaced"))
 
-        return self._started(jobs, collect, outputs, onProgress, onEnd)
+        return started(jobs, collect, outputs, onProgress, onEnd)
 
     def startPrepare(
         self,
@@ -522,19 +508,6 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
             on_end=lambda error: onEnd(made[0] if made else None, error) if onEnd else None,
         ).start()
 
-    def _started(self, jobs, collect, outputs: Outputs, onProgress, onEnd) -> JobRunner:
-        return JobRunner(
-            jobs,
-            on_progress=onProgress,
-            on_result=collect,
-            on_end=lambda error: onEnd(outputs, error) if onEnd else None,
-        ).start()
-
-    def _waited(self, start: Callable[[Callable], JobRunner]) -> Outputs:
-        ends = []
-        start(lambda outputs, error: ends.append(outputs)).wait()
-        return ends[0]
-
 
 def loaded(file: str, mask: str | None, original, label: str) -> Result:
     """The nodes of a defaced file of the worker; its record is read while the file is there."""
@@ -550,6 +523,18 @@ def loaded(file: str, mask: str | None, original, label: str) -> Result:
         place_beside(removed, original)
     record = json.loads(Path(file).with_suffix("").with_suffix(".json").read_text(encoding="utf-8"))
     return Result(volume, removed, original, record)
+
+
+def verdictTable(rows: Sequence[dict], head) -> vtkMRMLTableNode:
+    """A table node with a row for each method: may its result be trusted, and why."""
+    columns = {
+        _("method"): [row["method"] for row in rows],
+        _("verdict"): [row["verdict"] for row in rows],
+        _("why"): [row["reason"] for row in rows],
+        _("face gone"): [percent(row["face_surface_removed"]) for row in rows],
+        _("brain voxels"): ["" if (n := row["brain_voxels_touched"]) is None else str(n) for row in rows],
+    }
+    return table_node(_("{name} defacing").format(name=head.GetName()), columns)
 
 
 def percent(share: float | None) -> str:

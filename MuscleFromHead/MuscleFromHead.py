@@ -27,7 +27,7 @@ from slicer.ScriptedLoadableModule import (
 from RefaceRiskLib.bridge.nodes import node_from_volume, table_node, volume_from_node
 from RefaceRiskLib.bridge.packages import ensure_diffusion_packages
 from RefaceRiskLib.bridge.panel import Panel
-from RefaceRiskLib.bridge.worker_process import Job, JobRunner
+from RefaceRiskLib.bridge.worker_process import Job, JobRunner, started, waited
 from RefaceRiskLib.errors import RefaceRiskError
 
 
@@ -234,9 +234,7 @@ class MuscleFromHeadLogic(ScriptedLoadableModuleLogic):
 
         :raises RefaceRiskError: when the CT is not in Hounsfield units or no muscle is found
         """
-        ends = []
-        self.startSegment(ct, site, onEnd=lambda node, error: ends.append(node)).wait()
-        return ends[0]
+        return waited(lambda onEnd: self.startSegment(ct, site, onEnd=onEnd))
 
     def startSegment(
         self,
@@ -281,10 +279,7 @@ class MuscleFromHeadLogic(ScriptedLoadableModuleLogic):
 
         :raises RefaceRiskError: when the table cannot be used, or too few people are left
         """
-        ends = []
-        runner = self.startFit(participants, out, predictor, repeats, onEnd=lambda study, error: ends.append(study))
-        runner.wait()
-        return ends[0]
+        return waited(lambda onEnd: self.startFit(participants, out, predictor, repeats, onEnd=onEnd))
 
     def startFit(
         self,
@@ -306,12 +301,8 @@ class MuscleFromHeadLogic(ScriptedLoadableModuleLogic):
             study.figure = Path(message["outputs"]["figure"])
             study.words = "\n".join(message["record"].get("in_words", []) + message["record"]["left_out"])
 
-        return JobRunner(
-            lambda folder: [Job("muscle_fit", todo, _("Muscle from the head"))],
-            on_progress=onProgress,
-            on_result=collect,
-            on_end=lambda error: onEnd(study, error) if onEnd else None,
-        ).start()
+        job = Job("muscle_fit", todo, _("Muscle from the head"))
+        return started(lambda folder: [job], collect, study, onProgress, onEnd)
 
     def measure(self, ct, muscles) -> vtkMRMLTableNode:
         """A table node with one row a muscle.

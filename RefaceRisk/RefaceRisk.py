@@ -23,7 +23,7 @@ from RefaceRiskLib.bridge.nodes import in_scene, node_from_volume, place_beside,
 from RefaceRiskLib.bridge.packages import ensure_diffusion_packages
 from RefaceRiskLib.bridge.panel import Panel, show_in_slices
 from RefaceRiskLib.bridge.skins import forming_node, show_legend, skin_node
-from RefaceRiskLib.bridge.worker_process import Job, JobRunner
+from RefaceRiskLib.bridge.worker_process import Job, JobRunner, started, waited
 from RefaceRiskLib.errors import RefaceRiskError
 
 
@@ -269,21 +269,20 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
         :return: the refaced volume node, the table node of distances and the skins (none without an original)
         :raises RefaceRiskError: when it cannot be done, with one line that says why
         """
-        ends = []
-        runner = self.startReface(
-            defaced,
-            original,
-            removed,
-            model=model,
-            samples=samples,
-            steps=steps,
-            seed=seed,
-            device=device,
-            withAverage=withAverage,
-            onEnd=lambda outputs, error: ends.append(outputs),
+        return waited(
+            lambda onEnd: self.startReface(
+                defaced,
+                original,
+                removed,
+                model=model,
+                samples=samples,
+                steps=steps,
+                seed=seed,
+                device=device,
+                withAverage=withAverage,
+                onEnd=onEnd,
+            )
         )
-        runner.wait()
-        return ends[0]
 
     def startReface(
         self,
@@ -339,13 +338,7 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
             place_beside(node, defaced)
             setattr(outputs, "average" if average else "refaced", node)
 
-        return JobRunner(
-            jobs,
-            on_progress=onProgress,
-            on_preview=onPreview,
-            on_result=collect,
-            on_end=lambda error: onEnd(outputs, error) if onEnd else None,
-        ).start()
+        return started(jobs, collect, outputs, onProgress, onEnd, onPreview)
 
     def savePicture(self, outputs: Outputs, path: str) -> None:
         """Writes the picture of a run with an original (PNG) and waits: rows of faces with their distances."""

@@ -22,10 +22,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import RefaceRiskError
 from ..progress import Cancelled
 
+Outputs = TypeVar("Outputs")  # whatever a module collects the results of its jobs in
 WORKER = Path(__file__).resolve().parents[1] / "worker.py"
 GRACE_S = 1.5  # from asking a job to stop until its processes are killed
 
@@ -309,6 +311,26 @@ class JobRunner:
         self.ended = True
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def started(
+    jobs: Callable[[Path], Sequence[Job]],
+    collect: Callable[[Job, dict], None],
+    outputs: Outputs,
+    on_progress: Callable[[Job, dict], None] | None = None,
+    on_end: Callable[[Outputs, Exception | None], None] | None = None,
+    on_preview: Callable[[Job, dict], None] | None = None,
+) -> JobRunner:
+    """A running JobRunner whose results ``collect`` puts into ``outputs``, which ``on_end`` gets with the error."""
+    tell = (lambda error: on_end(outputs, error)) if on_end else None
+    return JobRunner(jobs, on_progress=on_progress, on_preview=on_preview, on_result=collect, on_end=tell).start()
+
+
+def waited(start: Callable[[Callable[[Outputs, Exception | None], None]], JobRunner]) -> Outputs:
+    """What a run brought, waited for; ``start`` gets the ``on_end`` to start it with. Raises what ended the run."""
+    ends = []
+    start(lambda outputs, error: ends.append(outputs)).wait()
+    return ends[0]
 
 
 def follow(runner: JobRunner, every_ms: int = 100) -> JobRunner:
