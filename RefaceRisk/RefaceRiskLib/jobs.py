@@ -478,7 +478,9 @@ def _save_skin(path: Path, measurement, name: str) -> None:
 def _save_surface(path: Path, surface, **of_points: np.ndarray) -> None:
     """Points (N, 3), triangles (M, 3) and what belongs to each point as an .npz file, whole or not at all."""
     with volumes.written_beside(path, ".npz") as temporary:
-        np.savez(temporary, points=surface.points.astype("f4"), triangles=surface.triangles.astype("i4"), **of_points)
+        arrays = {"points": surface.points, "normals": surface.normals, "triangles": surface.triangles}
+        kinds = {"points": "f4", "normals": "f4", "triangles": "i4"}
+        np.savez(temporary, **{name: array.astype(kinds[name]) for name, array in arrays.items()}, **of_points)
 
 
 def train(

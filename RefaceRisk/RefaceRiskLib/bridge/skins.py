@@ -22,7 +22,7 @@ def skin_node(file: str | Path, name: str, node=None):
     With distances that are not all zero the model is coloured by them from 0 to 5 mm. Points are in world RAS.
     """
     with np.load(file, allow_pickle=False) as arrays:
-        surface = _polydata(arrays["points"], arrays["triangles"])
+        surface = _polydata(arrays["points"], arrays["triangles"], arrays.get("normals"))
         distance = arrays.get("distance_mm")
     if node is None:
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", name)
@@ -92,8 +92,8 @@ def _colour_by_distance(display) -> None:
     display.SetScalarVisibility(True)
 
 
-def _polydata(points: np.ndarray, triangles: np.ndarray):
-    """vtkPolyData with smooth normals."""
+def _polydata(points: np.ndarray, triangles: np.ndarray, normals: np.ndarray | None):
+    """vtkPolyData with smooth normals: the worker's where it made them, for on a whole skin that takes long."""
     positions, cells, surface = vtk.vtkPoints(), vtk.vtkCellArray(), vtk.vtkPolyData()
     positions.SetData(numpy_to_vtk(np.ascontiguousarray(points, np.float32), deep=True))
     offsets = np.arange(0, 3 * len(triangles) + 1, 3, dtype=np.int64)
@@ -101,9 +101,12 @@ def _polydata(points: np.ndarray, triangles: np.ndarray):
     cells.SetData(numpy_to_vtkIdTypeArray(offsets, deep=True), numpy_to_vtkIdTypeArray(corners, deep=True))
     surface.SetPoints(positions)
     surface.SetPolys(cells)
-    normals = vtk.vtkPolyDataNormals()
-    normals.SetInputData(surface)
-    normals.SplittingOff()
-    normals.ConsistencyOff()
-    normals.Update()
-    return normals.GetOutput()
+    if normals is not None:
+        surface.GetPointData().SetNormals(numpy_to_vtk(np.ascontiguousarray(normals, np.float32), deep=True))
+        return surface
+    smooth = vtk.vtkPolyDataNormals()
+    smooth.SetInputData(surface)
+    smooth.SplittingOff()
+    smooth.ConsistencyOff()
+    smooth.Update()
+    return smooth.GetOutput()
