@@ -2,7 +2,7 @@
 
 import enum
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -397,13 +397,14 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
             todo = {"source": source, "out": folder / "out", "methods": methods, "picture": False, "fill": fill or None}
             return [Job("compare", todo, _("Defacing"))]
 
-        def collect(job: Job, message: dict) -> None:
+        def collect(job: Job, message: dict) -> Iterator[None]:
             rows = message["record"]["rows"]
+            outputs.verdicts = verdictTable(rows, head)
             for row in rows:
                 method, files = row["method"], message["outputs"]
                 if method in files:
                     outputs.results[method] = loaded(files[method], files[f"{method} mask"], head, method)
-            outputs.verdicts = verdictTable(rows, head)
+                    yield
 
         return started(jobs, collect, outputs, onProgress, onEnd)
 
@@ -471,10 +472,11 @@ class DefaceCompareLogic(ScriptedLoadableModuleLogic):
             }
             return [Job("deface", todo, _("Carrying over"))]
 
-        def collect(job: Job, message: dict) -> None:
+        def collect(job: Job, message: dict) -> Iterator[None]:
             for name, node in names.items():
                 file = message["outputs"][f"{name} defaced"]
                 outputs.results[node.GetName()] = loaded(file, None, node, _("defaced"))
+                yield
 
         return started(jobs, collect, outputs, onProgress, onEnd)
 

@@ -1,7 +1,7 @@
 """RefaceRisk: draws a synthetic face into a defaced head MRI and tells how close it comes to the real one."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Union
@@ -324,16 +324,19 @@ class RefaceRiskLogic(ScriptedLoadableModuleLogic):
                 chain.append(Job("measure", compare, _("Measuring")))
             return chain
 
-        def collect(job: Job, message: dict) -> None:
+        def collect(job: Job, message: dict) -> Iterator[None]:
             if job.name == "measure":
                 rows = message["record"]["rows"]
                 outputs.distances = distanceTable(rows, defaced.GetName())
-                outputs.skins = skinNodes(message["outputs"], defaced.GetName())
                 outputs.summary = inPlainWords(rows, model)
+                for title, node in skinNodes(message["outputs"], defaced.GetName()):
+                    outputs.skins[title] = node
+                    yield
                 return
             average = job.arguments["model"] == "average" and model != "average"
             name = _("{name} average face (synthetic)") if average else _("{name} refaced (synthetic)")
             volume = volumes.load(message["outputs"]["refaced"])
+            yield
             node = node_from_volume(volume, name.format(name=defaced.GetName()))
             place_beside(node, defaced)
             setattr(outputs, "average" if average else "refaced", node)
@@ -389,22 +392,20 @@ def distanceTable(rows: list[dict], name: str) -> vtkMRMLTableNode:
     return table_node(_("{name} distances").format(name=name), columns)
 
 
-def skinNodes(files: dict[str, str], name: str) -> dict[str, object]:
-    """Title -> model node of each skin that the worker measured, coloured by its distance to the original."""
+def skinNodes(files: dict[str, str], name: str) -> Iterator[tuple[str, object]]:
+    """Title and model node of each skin that the worker measured, coloured by its distance to the original."""
     titles = {
         "original skin": _("original"),
         "defaced skin": _("defaced"),
         "refaced skin": _("refaced"),
         "average skin": _("average face"),
     }
-    nodes = {
-        title: skin_node(files[key], _("{name} skin, {title}").format(name=name, title=title))
-        for key, title in titles.items()
-        if key in files
-    }
-    for title in list(nodes)[1:]:
-        show_legend(nodes[title])
-    return nodes
+    for key, title in titles.items():
+        if key in files:
+            node = skin_node(files[key], _("{name} skin, {title}").format(name=name, title=title))
+            if key != "original skin":
+                show_legend(node)
+            yield title, node
 
 
 def inPlainWords(rows: list[dict], model: str) -> str:

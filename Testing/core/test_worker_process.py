@@ -27,7 +27,7 @@ RESULT = "say(type='result', outputs={'volume': job['arguments'].get('out', '')}
 def run(tmp_path, monkeypatch):
     """Runs jobs by a stand-in for worker.py with the given body; returns the runner and what it told."""
 
-    def start(body: str, jobs=ONE, on_error=None):
+    def start(body: str, jobs=ONE, on_error=None, on_result=None):
         script = tmp_path / "stand_in.py"
         script.write_text(SAYS + body)
         monkeypatch.setattr(worker_process, "WORKER", script)
@@ -36,7 +36,7 @@ def run(tmp_path, monkeypatch):
         runner = JobRunner(
             lambda folder: list(jobs),
             on_progress=lambda job, message: told.append(("progress", message["step"])),
-            on_result=lambda job, message: told.append(("result", job.name)),
+            on_result=on_result or (lambda job, message: told.append(("result", job.name))),
             on_error=on_error,
             on_end=lambda error: told.append(("end", error)),
         )
@@ -56,6 +56,34 @@ def test_progress_and_results_arrive_in_order_for_each_job(run):
         ("result", "measure"),
         ("end", None),
     ]
+
+
+def test_a_result_is_taken_in_step_by_step(run):
+    done = []
+
+    def take_in(job, message):
+        for step in range(3):
+            done.append((job.name, step))
+            yield
+
+    runner, told = run(RESULT, jobs=[Job("deface", {}), Job("measure", {})], on_result=take_in)
+    seen = []
+    while runner.poll():
+        seen.append(len(done))
+        time.sleep(0.01)
+    assert sorted(set(seen)) == list(range(7)), "more than one step in one poll"
+    assert done == [(name, step) for name in ("deface", "measure") for step in range(3)]
+    assert told == [("end", None)]
+
+
+def test_a_step_that_fails_ends_the_run(run):
+    def take_in(job, message):
+        yield
+        raise OSError("disk gone")
+
+    runner, _ = run(RESULT, on_result=take_in)
+    with pytest.raises(OSError, match="disk gone"):
+        runner.wait()
 
 
 def test_poll_returns_at_once_while_the_job_works(run):

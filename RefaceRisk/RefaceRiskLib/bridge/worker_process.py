@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,16 +180,17 @@ class JobRunner:
 
     `on_progress(job, message)` for every progress message, `on_preview(job, message)` for the latest of the previews
     that have arrived (its file is there until two more have come), `on_result(job, message)` for every job that is
-    done, `on_error(job, error)` for one that failed: it returns True when the jobs after it are still worth
-    running. `on_end(error)` comes once, last: None, the error that ended the run, or Cancelled. The folder of
-    inputs and outputs is removed after it.
+    done: a generator gets one step a poll, so that events go on between the volumes that come in.
+    `on_error(job, error)` for one that failed: it returns True when the jobs after it are still worth running.
+    `on_end(error)` comes once, last: None, the error that ended the run, or Cancelled. The folder of inputs and
+    outputs is removed after it.
     """
 
     def __init__(
         self,
         jobs: Callable[[Path], Sequence[Job]],
         on_progress: Callable[[Job, dict], None] | None = None,
-        on_result: Callable[[Job, dict], None] | None = None,
+        on_result: Callable[[Job, dict], Iterator[None] | None] | None = None,
         on_error: Callable[[Job, RefaceRiskError], bool] | None = None,
         on_end: Callable[[Exception | None], None] | None = None,
         python: str | None = None,
@@ -205,6 +206,7 @@ class JobRunner:
         self._scratch: Path | None = None
         self._waiting: deque[Job] = deque()
         self._worker: WorkerProcess | None = None
+        self._steps: Iterator[None] = iter(())  # what is left to do with the latest result
         self.ended = False
 
     def start(self) -> JobRunner:
@@ -224,38 +226,19 @@ class JobRunner:
         return None if self._worker is None else self._worker.pid
 
     def poll(self) -> bool:
-        """Hands out what has arrived. True while there is more to come."""
+        """Hands out what has arrived, or does one more step with a result. True while there is more to come."""
         if self.ended:
             return False
-        running = self._worker.running
-        messages = self._worker.messages()
-        for message in messages:
-            if message["type"] == "progress":
-                self._on_progress(self._worker.job, message)
-        preview = next((message for message in reversed(messages) if message["type"] == "preview"), None)
-        if preview is not None and not self.ended:
-            with suppress(OSError):  # a slow listener: two newer ones have come and this file is gone
-                self._on_preview(self._worker.job, preview)
-        if running or self.ended:
-            return not self.ended
-        worker, self._worker = self._worker, None
+        if self._worker is not None:
+            return self._listen()
         try:
-            message = worker.outcome()
-        except RefaceRiskError as error:
-            if not self._on_error(worker.job, error):
-                return self._finish(error)
-        except Cancelled as error:
+            next(self._steps)
+        except StopIteration:
+            if not self._waiting:
+                return self._finish(None)
+            self._next()
+        except Exception as error:  # a result that cannot be shown ends the run as any other error does
             return self._finish(error)
-        else:
-            try:
-                self._on_result(worker.job, message)
-            except Exception as error:  # a result that cannot be shown ends the run as any other error does
-                return self._finish(error)
-        finally:
-            worker.close()
-        if not self._waiting:
-            return self._finish(None)
-        self._next()
         return True
 
     def wait(self) -> None:
@@ -295,6 +278,34 @@ class JobRunner:
             self._worker = None
         self._finish(error)
 
+    def _listen(self) -> bool:
+        """Hands out what the running job has said, and how it ended. True while the run goes on."""
+        running = self._worker.running
+        messages = self._worker.messages()
+        for message in messages:
+            if message["type"] == "progress":
+                self._on_progress(self._worker.job, message)
+        preview = next((message for message in reversed(messages) if message["type"] == "preview"), None)
+        if preview is not None and not self.ended:
+            with suppress(OSError):  # a slow listener: two newer ones have come and this file is gone
+                self._on_preview(self._worker.job, preview)
+        if running or self.ended:
+            return not self.ended
+        worker, self._worker = self._worker, None
+        try:
+            message = worker.outcome()
+        except RefaceRiskError as error:
+            return self._on_error(worker.job, error) or self._finish(error)
+        except Cancelled as error:
+            return self._finish(error)
+        finally:
+            worker.close()
+        try:
+            self._steps = iter(self._on_result(worker.job, message) or ())
+        except Exception as error:
+            return self._finish(error)
+        return True
+
     def _next(self) -> None:
         self._worker = WorkerProcess(self._waiting.popleft(), self._scratch, self._python)
         self._worker.start()
@@ -315,7 +326,7 @@ class JobRunner:
 
 def started(
     jobs: Callable[[Path], Sequence[Job]],
-    collect: Callable[[Job, dict], None],
+    collect: Callable[[Job, dict], Iterator[None] | None],
     outputs: Outputs,
     on_progress: Callable[[Job, dict], None] | None = None,
     on_end: Callable[[Outputs, Exception | None], None] | None = None,
