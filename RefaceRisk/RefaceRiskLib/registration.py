@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from .errors import RefaceRiskError
+from .geometry import Trilinear, gaussian, grid_points
 from .hounsfield import as_mri, is_hounsfield
 from .progress import OnProgress, report
 from .volumes import Volume, resample, to_sitk
@@ -76,7 +77,7 @@ def locally_normalised(
     weight = np.ones_like(image) if known is None else known.astype(np.float32)
 
     def smooth(array: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(array, sigma, mode="constant", truncate=3.0)
+        return gaussian(array, sigma, mode="constant", truncate=3.0)
 
     total = smooth(weight) + 1e-3
     mean = smooth(image * weight) / total
@@ -115,7 +116,7 @@ def working_image(head: Volume, spacing: float) -> tuple[np.ndarray, np.ndarray]
 class _Moving:
     """A locally normalised image with its gradient, sampled at RAS points by trilinear interpolation."""
 
-    channels: np.ndarray  # (4, I, J, K): value and gradient per mm
+    channels: Trilinear  # of (4, I, J, K): value and gradient per mm
     affine: np.ndarray
 
     @classmethod
@@ -123,15 +124,14 @@ class _Moving:
         spacing = float(affine[0, 0])
         normal = locally_normalised(image, spacing, window_mm)
         gradient = np.gradient(normal, spacing)
-        return cls(np.stack([normal, *gradient]).astype(np.float32), affine)
+        return cls(Trilinear(np.stack([normal, *gradient])), affine)
 
     def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Value (N,), gradient (N, 3) and inside (N,) bool at RAS points (N, 3)."""
         index = ((points - self.affine[:3, 3]) / self.affine[0, 0]).T
-        limits = np.array(self.channels.shape[1:])[:, None] - 1
-        inside = np.all((index >= 0) & (index <= limits), axis=0)
-        got = [ndimage.map_coordinates(channel, index, order=1, mode="nearest") for channel in self.channels]
-        return got[0], np.stack(got[1:], axis=1), inside
+        inside = np.all((index >= 0) & (index <= self.channels.shape[:, None] - 1), axis=0)
+        value, *gradient = self.channels.at(index)
+        return value, np.stack(gradient, axis=1), inside
 
 
 def _gauss_newton(points, values, moving, matrix, iterations, rigid=False, signed=True):
@@ -143,6 +143,7 @@ def _gauss_newton(points, values, moving, matrix, iterations, rigid=False, signe
     centre = points.mean(0)
     local = points - centre
     scale = np.abs(local).max()
+    homogeneous = np.concatenate([local / scale, np.ones((len(local), 1))], axis=1)
     damping = 1e-3
     best = (matrix, -np.inf)
     for _ in range(iterations + 1):
@@ -157,7 +158,6 @@ def _gauss_newton(points, values, moving, matrix, iterations, rigid=False, signe
         residual = values - sign * got
         weight = inside / (1 + (residual / 1.5) ** 2) ** 2
         gradient = sign * gradient
-        homogeneous = np.concatenate([local / scale, np.ones((len(local), 1))], axis=1)
         jacobian = (gradient[:, :, None] * homogeneous[:, None, :]).reshape(len(local), 12)
         if rigid:
             jacobian = jacobian @ _similarity_basis(matrix, centre, scale)
@@ -414,23 +414,22 @@ def deform(
 
 
 def _demons(target, weight, moving, affine, matrix, displacement, iterations, sigma):
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in target.shape], indexing="ij"), axis=-1).reshape(-1, 3)
-    points = grid @ affine[:3, :3].T + affine[:3, 3]
-    active = weight.ravel() > 0.01
+    active = np.flatnonzero(weight > 0.01)
+    points = grid_points(target.shape, affine).reshape(-1, 3)[active]
+    wanted, pull_of = target.ravel()[active], weight.ravel()[active]
     spacing = float(affine[0, 0])
-    confidence = ndimage.gaussian_filter(weight, sigma) + 0.05
+    confidence = gaussian(weight, sigma) + 0.05
+    displacement = np.ascontiguousarray(np.moveaxis(displacement, -1, 0))
     for _ in range(iterations):
-        moved = (points[active] + displacement.reshape(-1, 3)[active]) @ matrix[:3, :3].T + matrix[:3, 3]
-        got, gradient, inside = moving.at(moved)
+        here = points + displacement.reshape(3, -1)[:, active].T
+        got, gradient, inside = moving.at(here @ matrix[:3, :3].T + matrix[:3, 3])
         gradient = gradient @ matrix[:3, :3]  # per template mm
-        error = np.where(inside, target.ravel()[active] - got, 0)
-        force = error[:, None] * gradient / ((gradient**2).sum(1) + (error / spacing) ** 2 + 1e-4)[:, None]
-        update = np.zeros((target.size, 3), np.float32)
-        update[active] = force * weight.ravel()[active, None]
-        for axis in range(3):
-            smooth = ndimage.gaussian_filter(update[:, axis].reshape(target.shape), sigma) / confidence
-            displacement[..., axis] = ndimage.gaussian_filter(displacement[..., axis] + smooth, 0.5 * sigma)
-    return displacement
+        error = np.where(inside, wanted - got, 0)
+        force = error * pull_of / ((gradient**2).sum(1) + (error / spacing) ** 2 + 1e-4)
+        update = np.zeros_like(displacement)
+        update.reshape(3, -1)[:, active] = force * gradient.T
+        displacement = gaussian(displacement + gaussian(update, sigma) / confidence, 0.5 * sigma)
+    return np.moveaxis(displacement, 0, -1)
 
 
 def _resample_field(field_, affine, shape, out_affine) -> np.ndarray:
@@ -523,12 +522,10 @@ def to_template(points: np.ndarray, template: Template, registration: Registrati
 def inverse_displacement(displacement: np.ndarray, affine: np.ndarray, rounds: int = 6) -> np.ndarray:
     """v with v(y) = -u(y + v(y)), by fixed-point iteration (u is smooth, its gradient below 1). Same grid, mm."""
     grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in displacement.shape[:3]], indexing="ij"))
+    grid = grid.reshape(3, -1)
     to_index = np.linalg.inv(affine)[:3, :3].astype(np.float32)
-    back = -displacement
+    forth = Trilinear(np.moveaxis(displacement, -1, 0))
+    back = -np.moveaxis(displacement, -1, 0).reshape(3, -1)
     for _ in range(rounds):
-        index = grid + np.tensordot(to_index, np.moveaxis(back, -1, 0), axes=1)
-        back = -np.stack(
-            [ndimage.map_coordinates(displacement[..., axis], index, order=1, mode="nearest") for axis in range(3)],
-            axis=-1,
-        )
-    return back
+        back = -forth.at(grid + to_index @ back)
+    return np.moveaxis(back.reshape(3, *displacement.shape[:3]), 0, -1)

@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from .geometry import distance_to
 from .resources import template_file
 
 # Bits of regions.nii.gz.
@@ -124,9 +125,12 @@ class Template:
         """Anterior half-head, crown to chin, in front of the ears: where face surfaces are compared."""
         return self.region("surface")
 
+    @cached_property
     def points(self) -> np.ndarray:
-        """Template RAS mm of every voxel, (X, Y, Z, 3) float32."""
-        return grid_mm(self.shape, self.affine)
+        """Template RAS mm of every voxel, (X, Y, Z, 3) float32, read-only."""
+        points = grid_mm(self.shape, self.affine)
+        points.flags.writeable = False
+        return points
 
 
 def grid_mm(shape, affine) -> np.ndarray:
@@ -137,9 +141,7 @@ def grid_mm(shape, affine) -> np.ndarray:
 
 def distance_map(mask: np.ndarray, spacing: float) -> np.ndarray:
     """Signed Euclidean distance in mm to the boundary of a bool mask, negative inside."""
-    outside = ndimage.distance_transform_edt(~mask)
-    inside = ndimage.distance_transform_edt(mask)
-    return (spacing * (outside - inside)).astype(np.float32)
+    return distance_to(mask, spacing) - distance_to(~mask, spacing)
 
 
 @lru_cache(maxsize=2)

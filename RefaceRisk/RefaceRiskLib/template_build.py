@@ -122,7 +122,7 @@ def average(subjects: list[Subject], affine: np.ndarray, symmetric: bool = True)
 
 def with_core(template: Template, brain: np.ndarray | None = None) -> Template:
     """Mark where registration looks: the head above the skull base; around the voted brain once it is known."""
-    points = template.points()
+    points = template.points
     if brain is None:
         crown = points[template.skin_distance < 0][:, 2].max()
         front = np.percentile(points[(template.skin_distance < 0) & (points[..., 2] > crown - 80)][:, 1], 99)
@@ -224,7 +224,7 @@ def vote(template: Template, subjects: list[Subject], members) -> np.ndarray:
 def find_landmarks(template: Template) -> dict[str, np.ndarray]:
     """Nasion, nose tip, chin from the mid-sagittal profile; ears from the widest bulge beside it. RAS mm."""
     head = template.skin_distance < 0
-    points = template.points()
+    points = template.points
     middle = SHAPE[0] // 2
     y, z = points[middle, :, :, 1], points[middle, :, :, 2]
     profile = np.where(head[middle], y, -np.inf).max(axis=0)
@@ -251,7 +251,7 @@ def find_landmarks(template: Template) -> dict[str, np.ndarray]:
 def mark_regions(template: Template, brain, eyes, bone) -> Template:
     """Draw every region from the voted anatomy and the landmarks."""
     marks = find_landmarks(template)
-    points = template.points()
+    points = template.points
     x, y, z = np.moveaxis(points, -1, 0)
     away = distance_map(brain, SPACING)
     nasion, tip, chin, ear = marks["nasion"], marks["nose_tip"], marks["chin"], marks["ear_right"]

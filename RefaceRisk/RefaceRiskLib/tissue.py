@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from .errors import RefaceRiskError
+from .geometry import distance_to
 from .registration import Registration, carry
 from .volumes import Volume
 
@@ -47,8 +48,8 @@ def head_mask(
     tissue = largest_component(ndimage.binary_opening(tissue))
     margin = int(np.ceil(closing_mm / spacing.min())) + 1
     padded = np.pad(tissue, margin)
-    outside = ndimage.distance_transform_edt(~padded, sampling=spacing) > closing_mm
-    closed = ndimage.distance_transform_edt(~outside, sampling=spacing) > closing_mm
+    outside = distance_to(padded, spacing) > closing_mm
+    closed = distance_to(outside, spacing) > closing_mm
     closed = closed[(slice(margin, -margin),) * 3] | tissue
     return ndimage.binary_fill_holes(closed)
 

@@ -29,6 +29,7 @@ from .errors import RefaceRiskError, unheard_libraries
 from .geometry import (  # noqa: F401  (part of this module's interface)
     axcodes_of,
     axes_of,
+    distance_to,
     grid_points,
     resample,
     sample,
@@ -561,9 +562,7 @@ def _otsu(values: np.ndarray) -> float:
 
 def _within(mask: np.ndarray, spacing: np.ndarray, distance: float) -> np.ndarray:
     """Voxels at most ``distance`` mm from the mask."""
-    if not mask.any():
-        return np.zeros_like(mask)
-    return ndimage.distance_transform_edt(~mask, spacing) <= distance
+    return distance_to(mask, spacing) <= distance
 
 
 def sidecar(path: str | os.PathLike, /, **record) -> Path:

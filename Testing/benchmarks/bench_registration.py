@@ -52,7 +52,7 @@ def recover(head: Volume, template) -> dict[str, float]:
     begun = time.process_time()
     after = register(moved, template).matrix
     seconds = time.process_time() - begun
-    points = template.points()[template.head][::50]
+    points = template.points[template.head][::50]
     expected = (known_affine() @ before)[:3, :3] @ points.T + (known_affine() @ before)[:3, 3:]
     error = np.linalg.norm(after[:3, :3] @ points.T + after[:3, 3:] - expected, axis=0)
     start = np.linalg.norm(before[:3, :3] @ points.T + before[:3, 3:] - expected, axis=0)
@@ -94,7 +94,7 @@ def main() -> int:
             volume, tilt = turned(head, rng)
             result = register(volume, template)
             verdicts.append(result.quality.verdict)
-            points = template.points()[template.head][::200]
+            points = template.points[template.head][::200]
             expected = (tilt @ base.matrix)[:3, :3] @ points.T + (tilt @ base.matrix)[:3, 3:]
             drift.append(
                 np.linalg.norm(result.matrix[:3, :3] @ points.T + result.matrix[:3, 3:] - expected, axis=0).mean()

@@ -24,7 +24,7 @@ QUICK = FitOptions(types=("original", "skull_strip"), folds=4, repeats=2, resamp
 def study(tmp_path, monkeypatch):
     """Fourteen average heads whose cheeks are bright as the table's HU says; one of them cannot be registered."""
     template = load_template()
-    low = template.surface_region & (np.abs(template.skin_distance + 8) < 6) & (template.points()[..., 2] < 20)
+    low = template.surface_region & (np.abs(template.skin_distance + 8) < 6) & (template.points[..., 2] < 20)
     rng = np.random.default_rng(0)
     lines = ["participant_id\thead\tage\tsex\thu_thigh"]
     for number in range(14):

@@ -38,7 +38,7 @@ def head(shared_data) -> Volume:
 
 
 def mean_drift(template, matrix, expected) -> float:
-    points = template.points()[template.head][::100]
+    points = template.points[template.head][::100]
     difference = matrix - expected
     return float(np.linalg.norm(points @ difference[:3, :3].T + difference[:3, 3], axis=1).mean())
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ..geometry import gaussian
 from ..hounsfield import AIR_HU, is_hounsfield
 from ..registration import Registration, bent, deform, pull, working_image
 from ..surface.draw import draw_face
@@ -76,6 +77,5 @@ def matched_tissue(
     both = known & (average > 0.25) & (seen > level)
     gain = np.median(seen[both] / average[both]) if both.any() else level / 0.2
     ratio = np.where(both, np.log(np.clip(np.where(both, seen, 1) / np.where(both, average * gain, 1), 0.2, 5)), 0)
-    weight = ndimage.gaussian_filter(both.astype(np.float32), reach)
-    local = ndimage.gaussian_filter(ratio.astype(np.float32), reach) / (weight + 0.05)
+    local = gaussian(ratio, reach) / (gaussian(both, reach) + 0.05)
     return (average * gain * np.exp(local)).astype(np.float32)

@@ -110,7 +110,7 @@ def _look(head: Volume, registration: Registration, template: Template) -> FaceV
     outside = image[scanned & ~tissue]
     air = float(np.median(outside)) if outside.size else darkest
     skin, expected = first_tissue(tissue, template), first_tissue(template.head, template)
-    x, z = np.abs(template.points()[:, 0, :, 0]), template.points()[:, 0, :, 2]
+    x, z = np.abs(template.points[:, 0, :, 0]), template.points[:, 0, :, 2]
     patches = {
         name: (x >= inner) & (x <= outer) & (z >= bottom) & (z <= top) & np.isfinite(expected)
         for name, (inner, outer, bottom, top) in PATCHES.items()
@@ -132,7 +132,7 @@ def _scanned(head: Volume, registration: Registration, template: Template) -> np
     """(X, Y, Z) bool: voxels of the template that lie inside the image."""
     inside = np.ones(template.shape, bool)
     for axis, size in enumerate(head.shape):
-        place = _voxel_coordinate(head, registration, axis, template.points())
+        place = _voxel_coordinate(head, registration, axis, template.points)
         inside &= (place > -0.5) & (place < size - 0.5)
     return inside
 
@@ -146,7 +146,7 @@ def _first(tissue: np.ndarray, template: Template, axis: int, sign: int) -> np.n
 
 def _disagreement(tissue: np.ndarray, scanned: np.ndarray, template: Template) -> float:
     """Worst of the median distances (mm) of forehead, crown, back and sides, which no defacer is to touch."""
-    x, y, z = (template.points()[..., axis] for axis in range(3))
+    x, y, z = (template.points[..., axis] for axis in range(3))
     worst = 0.0
     for axis, sign, where in (
         (1, 1, (np.abs(x) < 35) & (z > 52) & (z < 75)),
@@ -184,7 +184,7 @@ def _voxel_coordinate(head: Volume, registration: Registration, axis: int, point
 
 
 def _expected_points(expected: np.ndarray, template: Template) -> np.ndarray:
-    points = template.points()[:, 0].copy()
+    points = template.points[:, 0].copy()
     points[..., 1] = np.where(np.isfinite(expected), expected, 0)
     return points
 
@@ -215,7 +215,7 @@ def _on_foremost_plane(head, skin, registration, template) -> np.ndarray:
 
 def _top_is_cut(head, level, scanned, registration, template) -> bool:
     """Whether the head ends in a slice too large for a crown, or its top lies outside the image."""
-    crown = template.head & (template.points()[..., 2] > template.points()[..., 2][template.head].max() - 8)
+    crown = template.head & (template.points[..., 2] > template.points[..., 2][template.head].max() - 8)
     if (~scanned[crown]).mean() > OUT_OF_VIEW:
         return True
     axis, up = _native_axis(head, registration, 2)

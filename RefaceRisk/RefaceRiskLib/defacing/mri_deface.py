@@ -7,9 +7,12 @@ a face lies farther back than the average's, it is taken off to a depth below th
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import ndimage
 
+from ..geometry import distance_to
 from ..registration import Registration, pull
 from ..surface.extract import skin_level
 from ..template import Template
@@ -32,10 +35,10 @@ def _own_skin(head: Head) -> np.ndarray:
     affine = Registration(head.registration.matrix)
     seen = pull(volume.intensities, volume.affine, affine, template.shape, template.affine)
     own = head_mask(seen, template.spacing, skin_level(volume))
-    depth = ndimage.distance_transform_edt(own) * template.spacing
-    return _behind_face(template) & own & (depth < OWN_DEPTH_MM)
+    return _behind_face(template) & own & (distance_to(~own, template.spacing) < OWN_DEPTH_MM)
 
 
+@lru_cache(maxsize=2)
 def _behind_face(template: Template) -> np.ndarray:
     """Voxels of the average head whose nearest skin is that of the face, (X, Y, Z) bool."""
     skin = np.abs(template.skin_distance) < template.spacing

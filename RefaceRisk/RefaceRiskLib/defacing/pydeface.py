@@ -24,7 +24,7 @@ def wedge(template: Template) -> np.ndarray:
     behind the nose, from above the brow backwards, and below the chin. In front it ends in the air before the nose.
     """
     nasion, nose, chin = (template.landmarks[name] for name in ("nasion", "nose_tip", "chin"))
-    x, y, z = np.moveaxis(template.points(), -1, 0)
+    x, y, z = np.moveaxis(template.points, -1, 0)
     planes = (
         y - (nose[1] - 62 - 0.20 * (z - nose[2])),
         nasion[2] + 10 + 0.75 * (y - nasion[1]) - z,

@@ -98,7 +98,7 @@ def _judge_share(share: float, failures: list[str], doubts: list[str]) -> None:
 def face_surface_removed(head: Volume, removed: np.ndarray, registration: Registration, template: Template) -> float:
     """Share (0..1) of the template's facial skin, brow to chin, that lies in removed voxels or outside the image."""
     landmarks = template.landmarks
-    points = template.points()
+    points = template.points
     skin = np.abs(template.skin_distance) < template.spacing / 2
     face = skin & template.region("removable")
     face &= (points[..., 2] < landmarks["nasion"][2]) & (points[..., 2] > landmarks["chin"][2])

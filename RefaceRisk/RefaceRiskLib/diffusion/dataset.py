@@ -157,7 +157,7 @@ def completed(heads: list[PreparedHead]) -> list[PreparedHead]:
 def _mouth(template: Template) -> np.ndarray:
     """The region that dental artefacts hide: lips, teeth and front of the tongue, (X, Y, Z) bool."""
     tip, chin = template.landmarks["nose_tip"], template.landmarks["chin"]
-    x, y, z = np.moveaxis(template.points(), -1, 0)
+    x, y, z = np.moveaxis(template.points, -1, 0)
     return (np.abs(x) < 42) & (y > tip[1] - 75) & (z < tip[2] - 14) & (z > chin[2] - 4)
 
 

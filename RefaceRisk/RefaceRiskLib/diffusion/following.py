@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from ..geometry import Trilinear, distance_to, gaussian
 from ..registration import locally_normalised
 from ..template import Template
 from .linear import LIMIT_MM
@@ -39,30 +40,26 @@ def follow(average: np.ndarray, image: np.ndarray, missing: np.ndarray, hole: np
     hole : (X, Y, Z) bool, what the defacer took; the field acts around it and fades to zero away from it.
     """
     field = np.zeros((3, *image.shape), np.float32)
-    near = ndimage.distance_transform_edt(~hole) * COARSE_MM < REACH_MM if hole.any() else hole
+    near = distance_to(hole, COARSE_MM) < REACH_MM
     if not near.any():
         return field
     box = ndimage.find_objects(near.astype(np.uint8))[0]
     seen = ~missing[box]
     goal, source = (locally_normalised(array[box], COARSE_MM, WINDOW_MM, seen) for array in (average, image))
-    channels = [source, *np.gradient(source, COARSE_MM)]
+    channels = Trilinear(np.stack([source, *np.gradient(source, COARSE_MM)]))
     weight = (seen & near[box]).astype(np.float32)
-    weight *= ndimage.gaussian_filter(average[box], 1.0) > 0.05
+    weight *= gaussian(average[box], 1.0) > 0.05
     active = np.nonzero(weight)
     start = np.stack(active).astype(np.float32)
     sigma = SMOOTHING_MM / COARSE_MM
-    confidence = ndimage.gaussian_filter(weight, sigma) + 0.05
+    confidence = gaussian(weight, sigma) + 0.05
     moved = np.zeros((3, *weight.shape), np.float32)
     for _ in range(ITERATIONS):
-        index = start + np.stack([axis[active] for axis in moved]) / COARSE_MM
-        got, *gradient = (ndimage.map_coordinates(channel, index, order=1, mode="nearest") for channel in channels)
+        got, *gradient = channels.at(start + moved[:, *active] / COARSE_MM)
         error = goal[active] - got
-        size = np.square(gradient).sum(axis=0) + (error / COARSE_MM) ** 2 + 1e-4
-        for axis in range(3):
-            force = np.zeros_like(weight)
-            force[active] = error * gradient[axis] / size
-            update = ndimage.gaussian_filter(force, sigma) / confidence
-            moved[axis] = ndimage.gaussian_filter(moved[axis] + update, sigma / 2)
+        force = np.zeros_like(moved)
+        force[:, *active] = gradient * error / (np.square(gradient).sum(axis=0) + (error / COARSE_MM) ** 2 + 1e-4)
+        moved = gaussian(moved + gaussian(force, sigma) / confidence, sigma / 2)
     field[(slice(None), *box)] = moved
     return field
 

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import RefaceRiskError
+from ..geometry import distance_to, gaussian
 
 LIMIT_MM = 12.0
 # Known voxels are trusted less the farther they lie from the hole (a quarter at this distance): heads differ in more
@@ -101,7 +102,7 @@ class LinearFace:
         if seen.hole is None or not seen.hole.any():
             trust = np.ones(seen.known.shape, np.float32)
         else:
-            away = ndimage.distance_transform_edt(~seen.hole) * self.spacing
+            away = distance_to(seen.hole, self.spacing)
             trust = ((1 + (away / REACH_MM) ** 2) ** -2).astype(np.float32)
         known = seen.known[self.shell]
         observed = np.clip(seen.distance, -LIMIT_MM, LIMIT_MM)[self.shell][known] - self.mean[self.shell][known]
@@ -122,9 +123,9 @@ def normalised(image: np.ndarray, sigma: float = 2.5) -> np.ndarray:
     """Tissue relative to its surroundings (local mean 0, deviation about 1; sigma in voxels), 0 in air and in holes."""
     image = np.clip(image, 0, 1.5).astype(np.float32)
     solid = (image > 0.02).astype(np.float32)
-    total = ndimage.gaussian_filter(solid, sigma) + 1e-3
-    mean = ndimage.gaussian_filter(image * solid, sigma) / total
-    variance = np.maximum(ndimage.gaussian_filter(image * image * solid, sigma) / total - mean**2, 0)
+    total = gaussian(solid, sigma) + 1e-3
+    mean = gaussian(image * solid, sigma) / total
+    variance = np.maximum(gaussian(image * image * solid, sigma) / total - mean**2, 0)
     return np.clip((image - mean) / (np.sqrt(variance) + 0.08), -2.5, 2.5) * solid
 
 
@@ -136,7 +137,7 @@ def reliable(distance: np.ndarray, removed: np.ndarray, spacing: float, limit: f
     """
     if not removed.any():
         return np.ones(removed.shape, bool)
-    to_removed = ndimage.distance_transform_edt(~removed) * spacing - spacing / 2
+    to_removed = distance_to(removed, spacing) - spacing / 2
     return np.minimum(np.abs(distance), limit) < to_removed
 
 
@@ -160,8 +161,8 @@ def anchored(
     """Bend a predicted map onto the known one at their border, fading over ``reach_mm``: no step at the seam."""
     weight = known.astype(np.float32)
     sigma = reach_mm / 2 / spacing
-    error = ndimage.gaussian_filter(np.where(known, distance - predicted, 0).astype(np.float32), sigma)
-    correction = error / (ndimage.gaussian_filter(weight, sigma) + 0.1)
+    error = gaussian(np.where(known, distance - predicted, 0), sigma)
+    correction = error / (gaussian(weight, sigma) + 0.1)
     return np.where(known, distance, predicted + correction).astype(np.float32)
 
 

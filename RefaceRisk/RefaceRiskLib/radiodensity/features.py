@@ -44,7 +44,7 @@ def _layout() -> _Layout:
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     depths = np.arange(-INSIDE_MM, OUTSIDE_MM + STEP_MM / 2, STEP_MM) / template.spacing
     along = shell[:, :, None] + normals[:, :, None] * depths
-    place = template.points()
+    place = template.points.copy()
     place[..., 0] = np.abs(place[..., 0])  # left and right together
     at_skin = place[tuple(shell.T)]
     inside = np.flatnonzero((template.skin_distance < 6).ravel())

@@ -29,7 +29,7 @@ def facial_trait(image: np.ndarray, mm_per_template_mm: np.ndarray, trait: str =
     ml = float(np.prod(mm_per_template_mm)) * template.spacing**3 / 1000
     if trait == "head_size":
         return float(template.core.sum() * ml)
-    low = template.points()[..., 2] < template.landmarks["nasion"][2]
+    low = template.points[..., 2] < template.landmarks["nasion"][2]
     lower_face = template.surface_region & low & (np.abs(template.skin_distance) < 20)
     if trait == "cheek_fat":
         return float((image[lower_face] > FAT).sum() * ml)

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from RefaceRiskLib.errors import RefaceRiskError
+from RefaceRiskLib.geometry import distance_to
 from RefaceRiskLib.hounsfield import SKIN_HU, is_hounsfield
 
 # Partial volume gives an edge as narrow as a voxel, and linear interpolation across it leaves terraces. Smoothed by
@@ -107,7 +108,7 @@ def skin_level(volume) -> float:
 
     Raises RefaceRiskError when the image is constant.
     """
-    values = _intensities(volume).ravel()
+    values = _intensities(volume).ravel(order="K")  # as it lies in memory: no copy
     values = values[:: max(1, values.size // 2_000_000)]
     if is_hounsfield(values):
         return SKIN_HU
@@ -351,10 +352,10 @@ def _lid_depth(head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     coarse = _block_any(head, factor)
     pad = np.ceil((max(CLOSINGS_MM)[0] + 2 * step) / step).astype(int)
     coarse = np.pad(coarse, [(p, p) for p in pad])
-    from_head = ndi.distance_transform_edt(~coarse, sampling=step)
+    from_head = distance_to(coarse, step)
     depth = np.full(coarse.shape, -np.inf, np.float32)
     for radius, lid in CLOSINGS_MM:
-        to_outside = ndi.distance_transform_edt(from_head <= radius, sampling=step)
+        to_outside = distance_to(from_head > radius, step)
         np.maximum(depth, to_outside - (radius + lid), out=depth)
     fine = (np.arange(n) for n in head.shape)
     places = [p + (i - 0.5 * (f - 1)) / f for i, f, p in zip(fine, factor, pad, strict=True)]
