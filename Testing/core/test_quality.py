@@ -19,6 +19,7 @@ from RefaceRiskLib.defacing.qc_picture import COLOURS, Tile, montage, qc_page
 from RefaceRiskLib.defacing.quality import assess
 from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.geometry import grid_points, transform_points
+from RefaceRiskLib.surface.extract import skin_level
 from RefaceRiskLib.synthesis import t1w_from_labels
 from RefaceRiskLib.volumes import Volume, crop, load, reorient, save
 
@@ -73,6 +74,16 @@ def test_half_a_mask_is_never_ok(head, defaced, places, half):
     quality = judged(head, defaced.removed & part)
     assert quality.verdict != "ok"
     assert "face" in quality.reason
+
+
+def test_the_tip_of_the_nose_alone_is_noticed(head, defaced, places):
+    x, y, z = np.moveaxis(places, -1, 0)
+    tissue = (head.volume.intensities > skin_level(head.volume)) & (np.abs(x) < 10) & (z > -20) & (z < 25)
+    tip = np.argmax(np.where(tissue, y, -np.inf))
+    distance = np.linalg.norm(places - places.reshape(-1, 3)[tip], axis=-1)
+    quality = judged(head, defaced.removed & (distance > 12))
+    assert quality.left["mouth"] < 0.1
+    assert quality.verdict != "ok" and "nose" in quality.reason
 
 
 def test_a_mask_in_another_storage_orientation_is_a_failure(head, defaced):

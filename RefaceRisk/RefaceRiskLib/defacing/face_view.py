@@ -25,6 +25,7 @@ NEAR_MM = 18.0  # skin of every head of the cohort lies this near to the templat
 SHAVED_MM = {"eyes": 4.0, "nose": 8.0, "mouth": 4.0, "chin": 4.0}
 UNCHANGED = 0.02  # share of the contrast of tissue to air within which a voxel counts as kept
 FEW = 0.2  # share of a feature's lines below which they say nothing about it
+TIP_MM = 9.0  # radius of the tip of the nose: alone it still shows whose nose it is
 OUT_OF_VIEW = 0.5  # share of a feature outside the field of view from which it counts as cut
 PLATEAU = 0.27  # share of a feature's lines on the head's foremost plane from which it counts as cut: else below 0.21
 EMPTY_SLICE_MM2 = 300.0  # a slice with less tissue than this lies outside the head
@@ -68,7 +69,8 @@ class FaceView:
     def left(self, original: Volume, defaced: Volume) -> dict[str, float]:
         """Share (0..1) of each feature's skin that is left in the defaced image; 0 where there was none.
 
-        A line is left where the original's own tissue, unchanged, is met nearer than SHAVED_MM behind its skin.
+        A line is left where the original's own tissue, unchanged, is met nearer than SHAVED_MM behind its skin. Of the
+        nose it is the share of all of it or of its tip, whichever is larger.
         """
         change = np.abs(defaced.intensities - original.intensities)
         kept = (change <= UNCHANGED * self.contrast).astype(np.float32)
@@ -76,12 +78,24 @@ class FaceView:
         # A drawn face hits the original's grey by chance, in single voxels.
         kept = ndimage.binary_opening(kept & self.tissue, np.ones((2, 2, 2)))
         met = first_tissue(kept, self.template)
-        found = {}
-        for name in PATCHES:
+
+        def share(name: str, lines: np.ndarray) -> float:
+            return float((self.skin[lines] - met[lines] < SHAVED_MM[name]).mean())
+
+        found = dict.fromkeys(PATCHES, 0.0)
+        for name, patch in self.patches.items():
             lines = self.shown(name)
-            enough = lines.sum() > FEW * self.patches[name].sum()
-            found[name] = float((self.skin[lines] - met[lines] < SHAVED_MM[name]).mean()) if enough else 0.0
+            if lines.sum() > FEW * patch.sum():
+                found[name] = share(name, lines)
+                if name == "nose":
+                    found[name] = max(found[name], share(name, lines & self._round_the_foremost(lines)))
         return found
+
+    def _round_the_foremost(self, lines: np.ndarray) -> np.ndarray:
+        """(X, Z) bool: what lies within TIP_MM of that of the lines which meets skin first."""
+        x, z = np.indices(lines.shape) * self.template.spacing
+        at = np.unravel_index(np.argmax(np.where(lines, self.skin, -np.inf)), lines.shape)
+        return np.hypot(x - x[at], z - z[at]) < TIP_MM
 
 
 _seen: weakref.WeakKeyDictionary[Registration, tuple[Volume, FaceView]] = weakref.WeakKeyDictionary()
