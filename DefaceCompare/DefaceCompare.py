@@ -182,6 +182,7 @@ class DefaceCompareWidget(Panel):
         table = node.GetTable() if node is not None else None
         view = self.ui.verdictTable
         view.setRowCount(table.GetNumberOfRows() if table else 0)
+        view.visible = table is not None
         if table is None:
             return
         view.setColumnCount(table.GetNumberOfColumns())
@@ -532,9 +533,9 @@ def verdictTable(rows: Sequence[dict], head) -> vtkMRMLTableNode:
     columns = {
         _("method"): [row["method"] for row in rows],
         _("verdict"): [row["verdict"] for row in rows],
-        _("why"): [row["reason"] for row in rows],
         _("face gone"): [percent(row["face_surface_removed"]) for row in rows],
         _("brain voxels"): ["" if (n := row["brain_voxels_touched"]) is None else str(n) for row in rows],
+        _("why"): [row["reason"] for row in rows],
     }
     return table_node(_("{name} defacing").format(name=head.GetName()), columns)
 

@@ -325,13 +325,13 @@ class MuscleFromHeadLogic(ScriptedLoadableModuleLogic):
         else:
             found = measure_muscles(image, volume_from_node(muscles), names=colorNames(muscles))
         columns = {
-            _("label"): [row.label for row in found],
             _("muscle"): [row.site for row in found],
             _("mean HU"): [round(row.mean_hu, 2) for row in found],
             _("median HU"): [round(row.median_hu, 2) for row in found],
             _("SD HU"): [round(row.sd_hu, 2) for row in found],
             _("area mm²"): [round(row.area_mm2, 1) for row in found],
             _("low-attenuation share"): [round(row.low_attenuation_share, 4) for row in found],
+            _("label"): [row.label for row in found],
         }
         return table_node(_("{name} radiodensity").format(name=ct.GetName()), columns)
 
@@ -415,12 +415,12 @@ class MuscleFromHeadTest(ScriptedLoadableModuleTest):
         ct, labels = self.ctWithOneMuscle()
         table = MuscleFromHeadLogic().measure(ct, labels)
         self.assertEqual(table.GetNumberOfRows(), 1)
-        self.assertEqual(table.GetTable().GetValue(0, 2).ToDouble(), 45.0)
+        self.assertEqual(table.GetTable().GetValue(0, 1).ToDouble(), 45.0)
 
         segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
         slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, segmentation)
         again = MuscleFromHeadLogic().measure(ct, segmentation)
-        for column in (2, 3, 4, 5, 6):
+        for column in (1, 2, 3, 4, 5):
             self.assertEqual(
                 again.GetTable().GetValue(0, column).ToDouble(),
                 table.GetTable().GetValue(0, column).ToDouble(),

@@ -36,8 +36,8 @@ LIMIT_S = {"registration": 8.0, "auto": 20.0}
 LIMIT_GB = 2.0
 
 
-def plain_affine(head: Volume) -> None:
-    """SimpleITK's affine by Mattes mutual information from the centres of the images, three levels."""
+def plain_affine(head: Volume) -> sitk.Transform:
+    """SimpleITK's affine by Mattes mutual information from the centres of mass, three levels: template to head."""
     template = load_template()
     fixed = to_sitk((template.image, template.affine))
     moving = to_sitk(working_image(head, 2.0))
@@ -55,7 +55,7 @@ def plain_affine(head: Volume) -> None:
     method.SetSmoothingSigmasPerLevel([4, 2, 0])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     method.SetInitialTransform(start)
-    method.Execute(fixed, moving)
+    return method.Execute(fixed, moving)
 
 
 def run(way: str, path: Path, method: str) -> dict:

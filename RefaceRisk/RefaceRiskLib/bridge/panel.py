@@ -178,7 +178,9 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         bar = self.ui.progressBar
         bar.setRange(0, max(1, message["of"]))
         bar.value = message["step"]
-        parts = [job.title, message["stage"], message.get("message") or ""]
+        # A job that has but one stage calls it by its own name.
+        stage = "" if job.name.endswith(message["stage"]) else message["stage"]
+        parts = [job.title, stage, message.get("message") or ""]
         if message.get("seconds_left"):
             parts.append(_("{seconds} s left").format(seconds=round(message["seconds_left"])))
         self.ui.statusLabel.text = ", ".join(part for part in parts if part)
@@ -202,6 +204,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def showTable(self, view, node) -> None:
         view.setMRMLTableNode(node)
+        view.visible = node is not None
         if node is not None:  # the view complains in the log otherwise
             view.setFirstRowLocked(True)
             view.resizeColumnsToContents()
