@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from light_study import cohort, study
@@ -65,6 +69,24 @@ def test_tables_are_the_same_with_two_processes(heads, out, tmp_path):
     study(heads, tmp_path / "two", workers=2)
     first, second = ({name: sha256_of(folder / name) for name in names} for folder in (out, tmp_path / "two"))
     assert first == second
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt"), reason="needs glibc")
+def test_a_worker_of_dask_keeps_the_memory_of_freed_arrays():
+    code = """
+import resource, sys, numpy as np
+from RefaceRiskLib.study.subject import keep_freed_memory
+if sys.argv[1] == "keep": keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100): np.ones(500_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}  # as dask.distributed starts its workers
+    kept, as_it_is = (
+        int(subprocess.run([sys.executable, "-c", code, how], env=environment, capture_output=True, check=True).stdout)
+        for how in ("keep", "as it is")
+    )
+    assert kept < 10_000 < as_it_is
 
 
 def test_without_dask_the_study_runs_in_this_process_unless_workers_are_asked_for(monkeypatch):

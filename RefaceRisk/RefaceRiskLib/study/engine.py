@@ -22,9 +22,6 @@ _QUIET = {
     "distributed.comm.timeouts.connect": "30s",
     "distributed.scheduler.allowed-failures": 2,
     "distributed.admin.large-graph-warning-threshold": "10MB",
-    # Dask's own choice here, MALLOC_TRIM_THRESHOLD_=65536, gives every freed array back to the system: 33 times the
-    # page faults, a quarter more time. Numbers of threads are set below.
-    "distributed.nanny.pre-spawn-environ": {},
 }
 
 

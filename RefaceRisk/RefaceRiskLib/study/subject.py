@@ -6,6 +6,7 @@ face back knows the defaced head and the mask alone, so that it has a registrati
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -28,6 +29,7 @@ def process(message: Mapping, kind: type[Subject] | None = None) -> dict:
     """
     began = time.perf_counter()
     use_one_thread()
+    keep_freed_memory()
     name = message["name"]
     try:
         ledger, settings = Ledger(message["out"]), Settings.from_message(message["settings"])
@@ -49,6 +51,21 @@ def use_one_thread() -> None:
         os.environ.setdefault(variable, "1")
     if "torch" in sys.modules:  # else it reads the variables when it comes
         sys.modules["torch"].set_num_threads(1)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc hand the memory of freed arrays to the next ones, as it does unless it is told otherwise.
+
+    dask tells its workers otherwise (MALLOC_TRIM_THRESHOLD_=65536): every image then comes from the system afresh, at
+    30 times the page faults and a quarter more time.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # the names of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
+    mallopt(trim_threshold, 64 << 20)
 
 
 def is_up_to_date(ledger: Ledger, name: str, head: Path, settings: Settings, verify: bool = False) -> bool:
