@@ -22,7 +22,7 @@ IMAGES = {"reference": "dpm", "average": "average", "linear": "linear"}
 DRAWN = ("average_face",)  # defacers that put a face in: nothing is left to reface
 FACE_ALONE = ("fsl_deface", "mri_deface", "pydeface", "quickshear", "average_face")  # defacers that leave the scalp
 ALONE = ("skull_strip",)  # and that do not
-LAYOUT = 2  # raised whenever a step writes something else than before
+LAYOUT = 3  # raised whenever a step writes something else than before
 LIGHT_STEPS = 4
 
 

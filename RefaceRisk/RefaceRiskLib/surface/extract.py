@@ -25,9 +25,9 @@ from RefaceRiskLib.hounsfield import SKIN_HU, is_hounsfield
 ANTIALIAS_VOXELS = 0.7
 SKIN_SHARE = 0.3  # skin is thin and darker than the fat and brain that set the tissue's median
 # Passages narrower than twice the radius are closed with a lid this deep below the closed hull, so that creases
-# and the rims of the nostrils stay as scanned: (radius, lid) in mm for nostrils, lips and ear canals, and for
-# the signal voids that dental metal tears into mouth and cheeks.
-CLOSINGS_MM = ((5.0, 3.0), (14.0, 6.0))
+# and the rims of the nostrils stay as scanned: (radius, lid) in mm for nostrils, lips and ear canals, for the
+# signal voids that dental metal tears into mouth and cheeks, and for a mouth that is torn open from side to side.
+CLOSINGS_MM = ((5.0, 3.0), (14.0, 6.0), (24.0, 12.0))
 WORKING_MM = 2.0  # grid on which the closing is computed: its lids lie inside the head, where this is enough
 
 
@@ -134,8 +134,9 @@ def head_field(volume, level: float, spacing=None) -> np.ndarray:
     (I, J, K) float32: the image, smoothed by 0.7 voxels against aliasing, wherever it defines the outer skin.
     Raised above `level` are dark voxels (airways, sinuses, signal voids) that outside air does not reach, or
     only through passages that a closing bridges: of 5 mm radius where they lie 3 mm below its hull, of 14 mm
-    radius where they lie 6 mm below. Passages cut open where the head leaves the volume (windpipe, spinal canal)
-    count as closed there. Lowered below `level` are specks and ghosts that are not connected to the head.
+    radius where they lie 6 mm below, of 24 mm radius where they lie 12 mm below. Passages cut open where the head
+    leaves the volume (windpipe, spinal canal) count as closed there. Lowered below `level` are specks and ghosts
+    that are not connected to the head.
 
     `volume` is a Volume, or a ready float field as an array (head above `level`; not smoothed) with its
     `spacing` in mm. Raises RefaceRiskError when nothing is above `level`.
