@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import heads
@@ -25,6 +26,7 @@ import SimpleITK as sitk
 from bench_registration import disturbed, known_affine
 from bench_speed import plain_affine
 
+from RefaceRiskLib.geometry import resample
 from RefaceRiskLib.registration import register
 from RefaceRiskLib.template import Template, load_template
 from RefaceRiskLib.volumes import Volume, load, save
@@ -90,6 +92,16 @@ WAYS = {"this project": ours, "SimpleITK pyramid": simpleitk, "antspyx Affine": 
 NEEDS = {"antspyx Affine": "ants", "itk-elastix affine": "itk"}
 
 
+def moved_copy(head: Volume) -> Volume:
+    """The head moved by the known affine and disturbed, drawn on a grid without shear, which ANTs does not read."""
+    moved = disturbed(head, known_affine())
+    corners = np.array(list(product(*[(0, n - 1) for n in moved.shape]))) @ moved.affine[:3, :3].T + moved.affine[:3, 3]
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = corners.min(axis=0)
+    shape = tuple(np.ceil(np.ptp(corners, axis=0) / 2).astype(int) + 1)
+    return Volume(resample(moved.voxels, moved.affine, shape, affine, dtype=np.int16), affine)
+
+
 def files(head: Volume, template: Template, folder: Path) -> tuple[Path, Path]:
     fixed = save(Volume(template.image, template.affine), folder / "fixed.nii")
     return fixed, save(head, folder / "moving.nii")
@@ -115,7 +127,7 @@ def main() -> int:
             head = load(path)
             for way in ways:
                 (before, first), (after, second) = (
-                    WAYS[way](volume, template, Path(folder)) for volume in (head, disturbed(head, known_affine()))
+                    WAYS[way](volume, template, Path(folder)) for volume in (head, moved_copy(head))
                 )
                 errors[way].append(error_mm(before, after, template))
                 seconds[way] += [first, second]
