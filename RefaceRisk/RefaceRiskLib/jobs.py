@@ -476,11 +476,10 @@ def _save_skin(path: Path, measurement, name: str) -> None:
 
 
 def _save_surface(path: Path, surface, **of_points: np.ndarray) -> None:
-    """Points (N, 3), triangles (M, 3) and what belongs to each point as an .npz file, whole or not at all."""
+    """Points and normals (N, 3), triangles (M, 3), what belongs to each point, as .npz, whole or not at all."""
     with volumes.written_beside(path, ".npz") as temporary:
-        arrays = {"points": surface.points, "normals": surface.normals, "triangles": surface.triangles}
-        kinds = {"points": "f4", "normals": "f4", "triangles": "i4"}
-        np.savez(temporary, **{name: array.astype(kinds[name]) for name, array in arrays.items()}, **of_points)
+        points, normals = surface.points.astype("f4"), surface.normals.astype("f4")
+        np.savez(temporary, points=points, normals=normals, triangles=surface.triangles.astype("i4"), **of_points)
 
 
 def train(
@@ -687,7 +686,7 @@ def comparison_table(rows: Sequence[Mapping]) -> str:
 
 
 def tsv(rows: Sequence[Mapping], columns: Sequence[str], number: str = ".4f") -> str:
-    """Tab-separated text with a header; numbers with 4 decimals, n/a (BIDS) where there is none."""
+    """Tab-separated text with a header; numbers in the format ``number``, n/a (BIDS) where there is none."""
 
     def cell(value: object) -> str:
         if value is None or (isinstance(value, float) and not np.isfinite(value)):

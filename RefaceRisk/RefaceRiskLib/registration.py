@@ -501,8 +501,7 @@ def to_head(points: np.ndarray, template: Template, registration: Registration) 
     """Points (N, 3) in template RAS mm to RAS mm of the head; the inverse of :func:`to_template`."""
     if registration.displacement is not None:
         index = ((points - template.affine[:3, 3]) / template.spacing).T
-        field = np.moveaxis(registration.displacement, -1, 0)
-        points = points + np.stack([ndimage.map_coordinates(u, index, order=1, mode="nearest") for u in field], axis=1)
+        points = points + Trilinear(np.moveaxis(registration.displacement, -1, 0)).at(index).T
     return points @ registration.matrix[:3, :3].T + registration.matrix[:3, 3]
 
 
@@ -515,17 +514,15 @@ def to_template(points: np.ndarray, template: Template, registration: Registrati
     every_second = template.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
     back = inverse_displacement(registration.displacement[::2, ::2, ::2], every_second)
     index = ((points - every_second[:3, 3]) / every_second[0, 0]).T
-    shift = [ndimage.map_coordinates(back[..., axis], index, order=1, mode="nearest") for axis in range(3)]
-    return points + np.stack(shift, axis=1)
+    return points + Trilinear(np.moveaxis(back, -1, 0)).at(index).T
 
 
 def inverse_displacement(displacement: np.ndarray, affine: np.ndarray, rounds: int = 6) -> np.ndarray:
     """v with v(y) = -u(y + v(y)), by fixed-point iteration (u is smooth, its gradient below 1). Same grid, mm."""
-    grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in displacement.shape[:3]], indexing="ij"))
-    grid = grid.reshape(3, -1)
+    grid = np.indices(displacement.shape[:3], dtype=np.float32).reshape(3, -1)
     to_index = np.linalg.inv(affine)[:3, :3].astype(np.float32)
-    forth = Trilinear(np.moveaxis(displacement, -1, 0))
-    back = -np.moveaxis(displacement, -1, 0).reshape(3, -1)
+    field_ = np.moveaxis(displacement, -1, 0)
+    forth, back = Trilinear(field_), -field_.reshape(3, -1)
     for _ in range(rounds):
         back = -forth.at(grid + to_index @ back)
-    return np.moveaxis(back.reshape(3, *displacement.shape[:3]), 0, -1)
+    return np.moveaxis(back.reshape(field_.shape), 0, -1)

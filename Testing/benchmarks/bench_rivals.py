@@ -26,7 +26,7 @@ import SimpleITK as sitk
 from bench_registration import disturbed, known_affine
 from bench_speed import plain_affine
 
-from RefaceRiskLib.geometry import resample
+from RefaceRiskLib.geometry import resample, transform_points
 from RefaceRiskLib.registration import register
 from RefaceRiskLib.template import Template, load_template
 from RefaceRiskLib.volumes import Volume, load, save
@@ -95,7 +95,7 @@ NEEDS = {"antspyx Affine": "ants", "itk-elastix affine": "itk"}
 def moved_copy(head: Volume) -> Volume:
     """The head moved by the known affine and disturbed, drawn on a grid without shear, which ANTs does not read."""
     moved = disturbed(head, known_affine())
-    corners = np.array(list(product(*[(0, n - 1) for n in moved.shape]))) @ moved.affine[:3, :3].T + moved.affine[:3, 3]
+    corners = transform_points(moved.affine, list(product(*[(0, n - 1) for n in moved.shape])))
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = corners.min(axis=0)
     shape = tuple(np.ceil(np.ptp(corners, axis=0) / 2).astype(int) + 1)
@@ -109,8 +109,9 @@ def files(head: Volume, template: Template, folder: Path) -> tuple[Path, Path]:
 
 def error_mm(before: np.ndarray, after: np.ndarray, template: Template) -> float:
     """Mean distance over the head between what was found for the copy and the known affine after the first result."""
-    points = np.c_[template.points[template.head][::50], np.ones(len(template.points[template.head][::50]))]
-    return float(np.linalg.norm((after - known_affine() @ before)[:3] @ points.T, axis=0).mean())
+    points = template.points[template.head][::50]
+    expected, found = transform_points(known_affine() @ before, points), transform_points(after, points)
+    return float(np.linalg.norm(found - expected, axis=1).mean())
 
 
 def main() -> int:
