@@ -500,23 +500,28 @@ def _add_train(commands) -> None:
         "train",
         _train,
         "train one stage of the refacing model",
-        "Trains on whole heads with their faces; interrupted runs go on with --resume. Start it under\n"
-        "torchrun to use several GPUs.",
+        "Trains on whole heads with their faces; interrupted runs go on with --resume, and end with the same weights.\n"
+        "Start it under torchrun to use several GPUs: torchrun --nproc-per-node 4 -m RefaceRiskLib.cli train ...\n"
+        "TensorBoard, where installed, shows losses and pictures: tensorboard --logdir OUT.",
         "refacerisk train coarse --data heads/ --out weights/",
     )
-    command.add_argument("stage", metavar="STAGE", help="linear, then coarse, then face")
-    command.add_argument("--data", required=True, metavar="DIR", help="folder of whole-head volumes")
-    command.add_argument("--out", required=True, metavar="DIR", help="folder for weights, checkpoints and the log")
+    command.add_argument("stage", metavar="STAGE", help="linear, then coarse, middle and fine (for heads of 1 mm)")
+    command.add_argument("--data", required=True, metavar="DIR_OR_TSV", help="whole heads: folder, BIDS or a table")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for weights, checkpoints and losses")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    command.add_argument("--steps", type=_positive, default=4000, metavar="N", help="in all (default: %(default)s)")
+    command.add_argument("--batch", type=_positive, default=1, metavar="N", help="heads a step and process (default 1)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: %(default)s)")
+    command.add_argument("--minutes", type=float, metavar="N", help="end earlier: after so many minutes")
 
 
 def _train(arguments: argparse.Namespace) -> None:
     from . import jobs
 
+    names = ("resume", "steps", "batch", "seed", "minutes")
+    options = {name: getattr(arguments, name) for name in names}
     with _progress(arguments) as on_progress:
-        done = jobs.train(
-            arguments.stage, arguments.data, arguments.out, resume=arguments.resume, on_progress=on_progress
-        )
+        done = jobs.train(arguments.stage, arguments.data, arguments.out, on_progress=on_progress, **options)
     _say_paths(arguments, done)
 
 

@@ -487,14 +487,24 @@ def train(
     data: str | Path,
     out: str | Path,
     resume: bool = False,
+    steps: int = 4000,
+    batch: int = 1,
+    seed: int = 0,
+    minutes: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Done:
-    """Trains one stage of the model on the whole heads in folder `data`; weights and log go to `out`."""
-    if not Path(data).is_dir():
-        raise RefaceRiskError("no such folder", "--data is a folder of whole-head volumes", data)
+    """Trains one stage of the model on whole heads: a folder of volumes (BIDS or not), or a participants table."""
     from .diffusion.training import train as train_stage
 
-    train_stage(stage, data, out, resume=resume, on_progress=on_progress)
+    data = Path(data)
+    if not data.exists():
+        raise RefaceRiskError("no such file or folder", "--data is a folder of whole heads, or a table of them", data)
+    heads: Path | dict[str, Path] = data
+    if data.is_file():
+        from .study.participants import read_participants
+
+        heads = {person.name: person.head for person in read_participants(data)}
+    train_stage(stage, heads, out, resume, steps, batch, seed, minutes, on_progress)
     return Done({"weights": Path(out)}, {"command": "train", "stage": stage, "resumed": resume})
 
 

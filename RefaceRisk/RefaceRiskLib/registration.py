@@ -23,7 +23,7 @@ from .progress import OnProgress, report
 from .volumes import Volume, resample, to_sitk
 
 if TYPE_CHECKING:
-    from .template import Template
+    from .template import Grid, Template
 
 COARSE_MM = 8.0
 MIDDLE_MM = 4.0
@@ -407,9 +407,9 @@ def deform(
         )
         moving = _Moving.of(source, source_affine, 2 * spacing)
         here = resample(np.asarray(weight, np.float32), template.affine, target.shape, affine)
-        field_ = _resample_field(displacement, template.affine, target.shape, affine)
+        field_ = resampled_field(displacement, template.affine, target.shape, affine)
         field_ = _demons(target, here, moving, affine, matrix, field_, iterations, smoothing / spacing)
-        displacement = _resample_field(field_, affine, template.image.shape, template.affine)
+        displacement = resampled_field(field_, affine, template.image.shape, template.affine)
     return displacement
 
 
@@ -432,7 +432,8 @@ def _demons(target, weight, moving, affine, matrix, displacement, iterations, si
     return np.moveaxis(displacement, 0, -1)
 
 
-def _resample_field(field_, affine, shape, out_affine) -> np.ndarray:
+def resampled_field(field_, affine, shape, out_affine) -> np.ndarray:
+    """A displacement (X, Y, Z, 3), mm, on another grid of template space."""
     return np.stack([resample(field_[..., axis], affine, shape, out_affine) for axis in range(3)], axis=-1)
 
 
@@ -493,12 +494,14 @@ def bent(array: np.ndarray, affine: np.ndarray, registration: Registration, cval
     # The field is smooth: its inverse on every second voxel costs an eighth and is the same.
     every_second = affine @ np.diag([2.0, 2.0, 2.0, 1.0])
     back = inverse_displacement(registration.displacement[::2, ::2, ::2], every_second)
-    back = _resample_field(back, every_second, array.shape, affine)
+    back = resampled_field(back, every_second, array.shape, affine)
     return pull(array, affine, Registration(np.eye(4), back), array.shape, affine, cval=cval)
 
 
-def to_head(points: np.ndarray, template: Template, registration: Registration) -> np.ndarray:
-    """Points (N, 3) in template RAS mm to RAS mm of the head; the inverse of :func:`to_template`."""
+def to_head(points: np.ndarray, template: Template | Grid, registration: Registration) -> np.ndarray:
+    """Points (N, 3) in template RAS mm to RAS mm of the head; the inverse of :func:`to_template`.
+
+    Of ``template`` only the grid counts, that of the displacement."""
     if registration.displacement is not None:
         index = ((points - template.affine[:3, 3]) / template.spacing).T
         points = points + Trilinear(np.moveaxis(registration.displacement, -1, 0)).at(index).T

@@ -5,17 +5,13 @@
 quickshear: the package itself, on the same brain mask, with the margin as voxels straight down; heads as RAS, where its
 mistake about axes does not show. pydeface: its own average head is registered with ours, so that its own face mask is
 carried to every head by the same affine as ours (the program itself would need FSL). The package is fetched by pip
-without its dependencies, 8 MB, into a temporary folder; nothing of it is installed.
+without its dependencies, 8 MB, into the user's cache folder; nothing of it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-import tempfile
 import warnings
-import zipfile
 from pathlib import Path
 
 import heads
@@ -62,15 +58,6 @@ class OriginalPydeface:
         return resample(gone, self.mask.affine, volume.shape, volume.affine, to_mask) > 0.5
 
 
-def fetched(folder: Path) -> Path:
-    """The package's files, by pip, unpacked into a folder."""
-    command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "--dest", str(folder), PYDEFACE], check=True)
-    with zipfile.ZipFile(next(folder.glob("pydeface-*.whl"))) as wheel:
-        wheel.extractall(folder)
-    return folder / "pydeface"
-
-
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))
 
@@ -82,8 +69,7 @@ def main() -> int:
     parser.add_argument("--margin-mm", type=float, default=5.0, help="of quickshear (default: %(default)s)")
     options = parser.parse_args()
     found: dict[str, list[float]] = {method: [] for method in TARGETS}
-    with tempfile.TemporaryDirectory() as folder:
-        pydeface = OriginalPydeface(fetched(Path(folder)))
+    pydeface = OriginalPydeface(heads.from_package(PYDEFACE, "pydeface"))
     print(f"{'head':28s}  quickshear  pydeface")
     for path in chosen(options.paths or [heads.folder("cohort_ixi_2mm")], options.heads):
         volume: Volume = reorient(load(path), "RAS")

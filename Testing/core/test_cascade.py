@@ -85,14 +85,14 @@ def draw(task, samples=1, steps=2, seed=0, temperature=1.0, on_progress=None):
 
 
 def test_the_same_seed_gives_the_same_face_and_another_seed_another(task):
-    one, again, other = (draw(task, seed=seed)[0].face for seed in (1, 1, 2))
+    one, again, other = (draw(task, seed=seed)[0][-1].distance for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
 
 
 def test_the_expected_face_needs_no_luck(task):
-    one, other = (draw(task, seed=seed, temperature=0.0, steps=3)[0].face for seed in (1, 2))
-    drawn, again = (draw(task, seed=seed, steps=3)[0].face for seed in (1, 2))
+    one, other = (draw(task, seed=seed, temperature=0.0, steps=3)[0][-1].distance for seed in (1, 2))
+    drawn, again = (draw(task, seed=seed, steps=3)[0][-1].distance for seed in (1, 2))
     assert np.abs(one - other).mean() < 0.4 * np.abs(drawn - again).mean()
 
 
@@ -120,7 +120,7 @@ def test_cancelling_stops_within_a_step(task):
 def test_progress_counts_every_network_call(task):
     seen: list[Progress] = []
     draw(task, steps=3, on_progress=seen.append)
-    for stage in ("coarse stage", "face stage"):
+    for stage in ("coarse stage", "middle stage"):
         assert [(p.step, p.of) for p in seen if p.stage == stage] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from RefaceRiskLib.diffusion import following, training
 from RefaceRiskLib.diffusion.cascade import Refacer
-from RefaceRiskLib.diffusion.dataset import MaskDrawer, PreparedHead, holes, prepare, warped
+from RefaceRiskLib.diffusion.dataset import MaskDrawer, PreparedHead, holes, load_fine, prepare, warped
 from RefaceRiskLib.diffusion.denoisers import load_stage
 from RefaceRiskLib.diffusion.linear import LIMIT_MM, load_linear
-from RefaceRiskLib.diffusion.stages import STAGES, CoarseStage, FaceStage
+from RefaceRiskLib.diffusion.space import FINE_MM, face_grid, upsampled
+from RefaceRiskLib.diffusion.stages import STAGES, CoarseStage, FineStage, MiddleStage
 from RefaceRiskLib.diffusion.training import ExampleMaker, train
+from RefaceRiskLib.diffusion.weights import load_weights
 from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.progress import Cancelled
-from RefaceRiskLib.template import load_template
+from RefaceRiskLib.template import Grid, load_template
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +54,19 @@ def hasty():
 
 
 @pytest.fixture(scope="module")
+def fine_heads(heads):
+    """The same heads as at 1 mm, in the face box: beside the others, as `prepare` leaves them."""
+    template = load_template()
+    grid, box = Grid(template.shape, template.affine), face_grid(template, FINE_MM)
+    (heads / "fine").mkdir()
+    for path in sorted(heads.glob("*.npz"))[:2]:
+        head = PreparedHead.load(path)
+        image, distance = (upsampled(array, grid, box, order=1) for array in (head.image, head.distance))
+        PreparedHead(head.name, image, distance, np.ones(box.shape, bool)).save(heads / "fine")
+    return heads
+
+
+@pytest.fixture(scope="module")
 def loaded(heads):
     return [PreparedHead.load(path) for path in sorted(heads.glob("*.npz"))]
 
@@ -59,10 +80,11 @@ def test_removed_regions_never_touch_the_brain_and_differ():
     assert len({int(mask.sum()) for mask in masks}) > 8
 
 
-@pytest.mark.parametrize("name", ["coarse", "face"])
-def test_base_plus_target_is_the_truth(heads, loaded, name):
+@pytest.mark.parametrize("name", ["coarse", "middle", "fine"])
+def test_base_plus_target_is_the_truth(fine_heads, loaded, name):
     stage = STAGES[name](spread=(10.0,) * 16)  # wide, so that no target is clipped
-    maker = ExampleMaker(name, stage, loaded, holes(loaded, heads / "holes"))
+    examples_of = load_fine(fine_heads) if name == "fine" else loaded
+    maker = ExampleMaker(name, stage, examples_of, holes(loaded, fine_heads / "holes"))
     example = maker.make(np.random.default_rng(0))
     network = stage.network
     assert example.target.shape[1] == network.image_channels
@@ -86,7 +108,7 @@ def test_holes_are_made_once_and_come_back_the_same(loaded, heads, tmp_path):
         np.testing.assert_array_equal(one.base, other.base)
 
 
-@pytest.mark.parametrize("stage", [CoarseStage(), FaceStage()])
+@pytest.mark.parametrize("stage", [CoarseStage(), MiddleStage(), FineStage()])
 def test_a_residual_of_zero_changes_nothing(stage):
     shape = (8, 8, 8)
     rng = np.random.default_rng(0)
@@ -102,8 +124,9 @@ def test_the_linear_model_trains_and_loads(heads, tmp_path):
     assert 1 <= len(model.modes) <= 8
 
 
-@pytest.mark.parametrize("name", ["coarse", "face"])
-def test_a_stage_trains_resumes_and_loads(heads, tmp_path, name):
+@pytest.mark.parametrize("name", ["coarse", "middle", "fine"])
+def test_a_stage_trains_resumes_and_loads(fine_heads, tmp_path, name):
+    heads = fine_heads
     folder = train(name, heads, tmp_path, steps=1)
     first, digest = load_stage(folder, name)
     seen = []
@@ -113,13 +136,83 @@ def test_a_stage_trains_resumes_and_loads(heads, tmp_path, name):
     second, other = load_stage(folder, name)
     assert digest != other
     assert first.stage == second.stage
+    assert [line.split("\t")[0] for line in (folder / "losses.tsv").read_text().splitlines()] == ["step", "1", "2"]
+
+
+# Run as a program: a training of the fine stage; HEADS OUT STEPS BATCH [crawling].
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from RefaceRiskLib.diffusion import training
+from RefaceRiskLib.diffusion.training import train
+
+def dawdle(progress):  # long enough to be killed between any two steps
+    print(progress.step, flush=True)
+    time.sleep(0.3 if "crawling" in sys.argv else 0)
+
+if __name__ == "__main__":
+    training.PROBES, training.PATCH, training.SAVE_EVERY_S = 1, 32, 0.0
+    heads, out, steps, batch = sys.argv[1:5]
+    train("fine", Path(heads), Path(out), True, int(steps), int(batch), on_progress=dawdle)
+"""
+
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def program(fine_heads, tmp_path_factory):
+    """The program's command line up to the heads, and the folder of an unbroken run of two examples a step."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "program.py").write_text(PROGRAM)
+    start = [str(folder / "program.py"), str(fine_heads)]
+    done = [sys.executable, *start, str(folder / "unbroken"), str(STEPS), "2"]
+    subprocess.run(done, check=True, env=one_thread(), stdout=subprocess.DEVNULL)
+    return start, folder / "unbroken"
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of a child that trains on one thread and finds what this process finds."""
+    local = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | local
+
+
+def losses(folder) -> list[float]:
+    return [float(line.split("\t")[1]) for line in (folder / "fine" / "losses.tsv").read_text().splitlines()[1:]]
+
+
+def test_a_training_that_is_killed_ends_with_the_weights_of_one_that_is_not(program, tmp_path):
+    start, unbroken = program
+    command = [sys.executable, *start, str(tmp_path), str(STEPS), "2"]
+    child = subprocess.Popen([*command, "crawling"], env=one_thread(), stdout=subprocess.PIPE)
+    while child.stdout.readline().strip() != b"2":
+        assert child.poll() is None
+    time.sleep(random.random() * 0.3)
+    child.kill()
+    child.wait()
+    assert 1 <= load_weights(tmp_path / "fine").config["steps"] < STEPS
+    subprocess.run(command, check=True, env=one_thread(), stdout=subprocess.DEVNULL)
+    one, other = (load_weights(folder / "fine").state_dict for folder in (unbroken, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(unbroken) == losses(tmp_path)
+
+
+def test_two_processes_under_torchrun_see_what_one_sees(program, tmp_path):
+    start, alone = program
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, *start, str(tmp_path), str(STEPS), "1"], check=True, env=one_thread())
+    assert len(losses(tmp_path)) == STEPS
+    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0.02)  # half precision on some processors
+    one, other = (load_weights(folder / "fine").state_dict for folder in (alone, tmp_path))
+    largest = max(float(tensor.abs().max()) for tensor in one.values())
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 0.01 * largest
 
 
 def test_a_trained_folder_is_a_model(heads, tmp_path):
-    for stage in ("linear", "coarse", "face"):
+    for stage in ("linear", "coarse", "middle"):
         train(stage, heads, tmp_path, steps=1)
     model = Refacer.load(tmp_path)
-    assert set(model.stages) == {"coarse", "face"}
+    assert set(model.stages) == {"coarse", "middle"}
     assert all(len(digest) == 64 for digest in model.weights.values())
 
 
@@ -129,7 +222,7 @@ def test_training_can_be_cancelled(heads, tmp_path):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        train("face", heads, tmp_path, steps=50, on_progress=stop)
+        train("middle", heads, tmp_path, steps=50, on_progress=stop)
 
 
 def test_an_unknown_stage_is_refused(heads, tmp_path):

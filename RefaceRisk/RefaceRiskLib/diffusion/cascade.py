@@ -1,8 +1,8 @@
 """Refacing: the removed face completed by the linear model, by the average face, or by the diffusion cascade.
 
 One object for all models: ``Refacer.load("reference").reface(defaced)``. The cascade starts from the linear model's
-signed-distance map, diffuses the residual at 4 mm on the whole head, then the detail at 2 mm in the face box, and draws
-the result into the head's own voxels. torch is imported only when a diffusion model runs.
+signed-distance map, diffuses the residual at 4 mm on the whole head, then the detail at 2 mm and 1 mm in the face box,
+and draws the result into the head's own voxels. torch is imported only when a diffusion model runs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from ..registration import Registration, carry, deformed_beside_face, register, 
 from ..resources import model_folder
 from ..surface.draw import draw_face, sample_finest
 from ..surface.extract import Surface, isosurface
-from ..template import Grid, Template, load_template
+from ..template import Template, load_template
 from ..volumes import Volume, check_head
 from .following import followed_skin
-from .linear import LinearFace, Seen, anchored, load_linear, reliable_when_defaced
-from .space import COARSE_MM, CanonicalHead, canonical, coarse_grid, face_grid, halved, upsampled
+from .layers import Face, Layer, mean_face
+from .linear import LinearFace, Seen, anchored, load_linear
+from .space import COARSE_MM, FINE_MM, CanonicalHead, View, canonical, cropped, face_grid, halved, upsampled
 
 BUILT_IN = ("reference", "linear", "average")
 DEFAULT_STEPS = 8
 # A completed face is bent onto the known skin over this distance from the seam.
 SEAM_MM = 14.0
+# Brain units: no tissue of a face is darker.
+DARKEST = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,9 @@ class Refacer:
         from .denoisers import load_stage
 
         stages = {}
-        for stage in ("coarse", "face"):
+        for stage in ("coarse", "middle", "fine"):
+            if stage == "fine" and not (folder / stage).is_dir():
+                continue  # a model trained on heads of 2 mm ends there
             stages[stage], weights[f"{stage}/weights.safetensors"] = load_stage(folder / stage, stage)
         return cls(name, linear, stages, weights)
 
@@ -150,34 +155,18 @@ class Refacer:
     ) -> Refaced:
         """The face of a head that was :meth:`prepared`; parameters as those of :meth:`reface`."""
         if not self.stages:
-            maps = [task.linear_maps()]
-            report(on_progress, "linear model", 1, 1, preview=lambda: task.skin(maps[0].face))
+            faces = [task.linear_face()]
+            report(on_progress, "linear model", 1, 1, preview=lambda: task.skin(faces[0][-1]))
         else:
             from .denoisers import sample_cascade
 
             strength = (0.0 if samples == 1 else 1.0) if temperature is None else temperature
-            maps = sample_cascade(self, task, samples, steps or DEFAULT_STEPS, seed, device, strength, on_progress)
+            faces = sample_cascade(self, task, samples, steps or DEFAULT_STEPS, seed, device, strength, on_progress)
         removed, registration = task.removed, task.registration
-        volumes = [task.draw(one) for one in maps]
-        if len(maps) == 1:
+        volumes = [task.draw(face) for face in faces]
+        if len(faces) == 1:
             return Refaced(volumes[0], volumes, None, removed, registration)
-        mean = Maps(
-            *(
-                np.mean([getattr(one, name) for one in maps], axis=0)
-                for name in ("coarse", "face", "tissue", "face_tissue")
-            )
-        )
-        return Refaced(task.draw(mean), volumes, task.spread(maps), removed, registration)
-
-
-@dataclass(frozen=True, eq=False)
-class Maps:
-    """A completed face in template space: signed distance (mm) and tissue (brain units) on both grids."""
-
-    coarse: np.ndarray
-    face: np.ndarray
-    tissue: np.ndarray
-    face_tissue: np.ndarray
+        return Refaced(task.draw(mean_face(faces)), volumes, task.spread(faces), removed, registration)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,62 +178,55 @@ class _Task:
     registration: Registration
     template: Template
     head: CanonicalHead
+    coarse: View
     start: np.ndarray
-    known: np.ndarray
 
     @classmethod
     def of(cls, model: Refacer, defaced, removed, registration, template) -> _Task:
         head = canonical(defaced, removed, registration, template)
-        known = head.known
-        distance = head.coarse_distance
-        hole = halved(head.removed.astype(np.float32)) > 0
-        visible = ~hole & (halved(head.inside.astype(np.float32)) > 0.9)
-        image = halved(head.image) * ~hole
-        base = followed_skin(template, image, ~visible, hole)
-        seen = Seen(distance, known, hole, image, visible)
-        start = anchored(model.linear.complete(base, seen), distance, known, COARSE_MM)
-        return cls(defaced, removed, registration, template, head, start, known)
+        coarse = head.view.halved()
+        base = followed_skin(template, coarse.image, coarse.missing, coarse.removed)
+        seen = Seen(coarse.distance, coarse.known, coarse.removed, coarse.image, ~coarse.missing)
+        start = anchored(model.linear.complete(base, seen), coarse.distance, coarse.known, COARSE_MM)
+        return cls(defaced, removed, registration, template, head, coarse, start)
 
-    @property
-    def grids(self) -> tuple[Grid, Grid]:
-        return coarse_grid(self.template), face_grid(self.template)
+    @cached_property
+    def middle(self) -> View:
+        return self.head.view.boxed(face_grid(self.template))
+
+    @cached_property
+    def fine(self) -> View:
+        return self.head.closer(face_grid(self.template, FINE_MM))
 
     def tissue(self) -> np.ndarray:
         """The average head's tissue in this head's intensities (brain units), on the template's grid."""
-        head = self.head
-        known = head.inside & ~head.removed
-        return matched_tissue(self.template.tissue, head.image, known, head.level / head.scale)
+        view = self.head.view
+        return matched_tissue(
+            self.template.tissue, view.image, view.inside & ~view.removed, self.head.level / self.head.scale
+        )
 
-    def linear_maps(self) -> Maps:
-        coarse, fine = self.grids
+    def linear_face(self) -> Face:
         tissue = self.tissue()
-        face = self.anchored_face(upsampled(self.start, coarse, fine))
-        return Maps(self.start, face, halved(tissue), self.on_face(tissue))
+        coarse = Layer(self.coarse.grid, self.start, halved(tissue))
+        box = self.middle.grid
+        distance = self.seamless(upsampled(self.start, coarse.grid, box), self.middle)
+        return [coarse, Layer(box, distance, cropped(tissue, self.head.view.grid, box))]
 
-    @cached_property
-    def face_known(self) -> np.ndarray:
-        """Where the 2 mm distance of the defaced head is that of the whole head, in the face box."""
-        missing = self.head.removed | ~self.head.inside
-        return self.on_face(reliable_when_defaced(self.head.distance, missing, self.template.spacing))
+    @staticmethod
+    def seamless(distance: np.ndarray, view: View) -> np.ndarray:
+        """A distance on the grid of ``view``, bent onto the known skin around the hole."""
+        return anchored(distance, view.distance, view.known, view.grid.spacing, SEAM_MM)
 
-    def anchored_face(self, distance: np.ndarray) -> np.ndarray:
-        """A distance map of the face box bent onto the known skin around the hole."""
-        return anchored(distance, self.on_face(self.head.distance), self.face_known, self.template.spacing, SEAM_MM)
-
-    def on_face(self, array: np.ndarray) -> np.ndarray:
-        """The face box of an array on the template's grid."""
-        first = np.rint((self.grids[1].affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing).astype(int)
-        return array[tuple(slice(f, f + n) for f, n in zip(first, self.grids[1].shape, strict=True))]
-
-    def skin(self, face_distance: np.ndarray) -> Surface | None:
-        """The skin in the face box, RAS mm of the head, where a signed distance (mm, 2 mm grid) puts it, if anywhere.
+    def skin(self, face: Layer) -> Surface | None:
+        """The skin in the face box at 2 mm, RAS mm of the head, where a layer puts it, if anywhere.
 
         Quick to make and as quick to show: what is watched while the face forms.
         """
-        box = self.grids[1]
+        view, box = self.middle, self.middle.grid
+        fine = face.grid.spacing < box.spacing
+        distance = halved(face.distance) if fine else upsampled(face.distance, face.grid, box)
         try:
-            distance = np.where(self.face_known, self.on_face(self.head.distance), face_distance)
-            surface = isosurface(-distance, box.affine, 0)
+            surface = isosurface(-np.where(view.known, view.distance, distance), box.affine, 0)
         except RefaceRiskError:
             return None
         index = (surface.points - box.affine[:3, 3]) / box.spacing
@@ -253,21 +235,16 @@ class _Task:
         points = to_head(surface.points, self.template, self.registration)
         return Surface(points, shown) if len(shown) else None
 
-    def draw(self, maps: Maps) -> Volume:
-        coarse, fine = self.grids
-        scale = self.head.scale
-        distance = [(maps.coarse, coarse), (maps.face, fine)]
-        tissue = [(maps.tissue * scale, coarse), (maps.face_tissue * scale, fine)]
+    def draw(self, face: Face) -> Volume:
+        distance = [(layer.distance, layer.grid) for layer in face]
+        tissue = [(np.maximum(layer.tissue, DARKEST) * self.head.scale, layer.grid) for layer in face]
         return draw_face(
             self.defaced, self.removed, self.registration, self.template, distance, tissue, self.head.level
         )
 
-    def spread(self, maps: list[Maps]) -> np.ndarray:
-        coarse, fine = self.grids
-        layers = [
-            (np.std([one.coarse for one in maps], axis=0), coarse),
-            (np.std([one.face for one in maps], axis=0), fine),
-        ]
+    def spread(self, faces: list[Face]) -> np.ndarray:
+        """Standard deviation of the signed distance over several faces, (I, J, K) float32, mm; 0 where none is."""
+        layers = [(np.std([one.distance for one in same], axis=0), same[0].grid) for same in zip(*faces, strict=True)]
         points = np.argwhere(self.removed) @ self.defaced.affine[:3, :3].T + self.defaced.affine[:3, 3]
         out = np.zeros(self.defaced.shape, np.float32)
         out[self.removed] = sample_finest(layers, to_template(points, self.template, self.registration), 1, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,10 +28,12 @@ from ..template_build import FULL_LABEL_HEADS, HELD_OUT
 from ..volumes import load
 from .following import followed_skin
 from .linear import LIMIT_MM, LinearFace, Seen, anchored, reliable
-from .space import canonical, coarse_grid, face_grid, halved, upsampled
+from .space import FINE_MM, canonical, coarse_grid, face_grid, halved, is_fine, upsampled
 
 FOLDS = 6
 HOLES = 4
+# Label heads become 1 mm images of so many contrasts.
+LOOKS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,36 +77,46 @@ class PreparedHead:
         return replace(self, image=self.image[::-1], distance=self.distance[::-1], inside=self.inside[::-1])
 
 
-def prepare(data: Path, out: Path, workers: int | None = None, on_progress: OnProgress | None = None) -> list[str]:
-    """Register the whole heads under ``data`` (recursively; label heads by their name) and keep them in ``out``.
+def prepare(
+    data: Path | Mapping[str, Path], out: Path, workers: int | None = None, on_progress: OnProgress | None = None
+) -> list[str]:
+    """Register whole heads and keep them in ``out``; those of 1 mm also in ``out/fine``, in the face box at 1 mm.
 
-    Heads already there are not made again. Returns the names. Raises RefaceRiskError when no head is found.
+    ``data`` : heads by name, or a folder (recursively ``*_T1w.nii.gz``, as in BIDS; label heads by their name). Heads
+    already there are not made again. Returns the names. Raises RefaceRiskError when no head is found.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [path for path in sorted(data.rglob("*.nii.gz")) if _wanted(path)]
+    (out / "fine").mkdir(parents=True, exist_ok=True)
+    if isinstance(data, Mapping):
+        paths = {name: Path(path) for name, path in data.items() if not _is_held_out(path)}
+    else:
+        paths = {path.name.removesuffix(".nii.gz"): path for path in sorted(data.rglob("*.nii.gz")) if _wanted(path)}
     if not paths:
-        raise RefaceRiskError("no whole heads here", "pass a folder of T1w volumes (.nii.gz)", data)
-    names = []
+        raise RefaceRiskError("no whole heads here", "pass a folder of T1w volumes (.nii.gz) or a table of heads", data)
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for name in pool.map(_prepare_one, paths, [out] * len(paths), range(len(paths))):
-            names.append(name)
-            report(on_progress, "prepare heads", len(names), len(paths), name)
+        names, count = list(paths), len(paths)
+        done = pool.map(_prepare_one, names, paths.values(), [out] * count, range(count))
+        for number, name in enumerate(done, 1):
+            report(on_progress, "prepare heads", number, count, name)
     return names
 
 
-def _prepare_one(path: Path, out: Path, seed: int) -> str:
-    name = path.name.removesuffix(".nii.gz")
+def _prepare_one(name: str, path: Path, out: Path, seed: int) -> str:
     if (out / f"{name}.npz").exists():
         return name
     template = load_template()
     volume = load(path)
+    closer = {name: volume} if is_fine(volume) else {}
     if "seg" in name:
+        closer = {f"{name}-{look}": t1w_from_labels(volume, seed=seed + 100 * look) for look in range(LOOKS)}
         volume = t1w_from_labels(volume, seed=seed, spacing_mm=template.spacing)
     registration = register(volume, template)
     if registration.quality.verdict != "failed":
         registration = deformed_beside_face(volume, template, registration)
-        head = canonical(volume, None, registration, template)
-        PreparedHead(name, head.image, head.distance, head.inside, not _mouth_is_hidden(path)).save(out)
+        for look, fine in closer.items():
+            view = canonical(fine, None, registration, template).closer(face_grid(template, FINE_MM))
+            PreparedHead(look, view.image, view.distance, view.inside).save(out / "fine")
+        view = canonical(volume, None, registration, template).view
+        PreparedHead(name, view.image, view.distance, view.inside, not _mouth_is_hidden(path)).save(out)
     return name
 
 
@@ -117,11 +130,23 @@ def _mouth_is_hidden(path: Path) -> bool:
     return rows.get(path.name.split("_")[0], {}).get("face") == "mouth_hole"
 
 
+def _is_held_out(path: Path) -> bool:
+    return any(held in Path(path).name for held in HELD_OUT)
+
+
 def _wanted(path: Path) -> bool:
     name = path.name
-    if any(held in name for held in HELD_OUT):
+    if _is_held_out(path):
         return False
     return name.endswith("_T1w.nii.gz") or any(name == f"training_seg_{number}.nii.gz" for number in FULL_LABEL_HEADS)
+
+
+def load_fine(folder: Path) -> list[PreparedHead]:
+    """The heads of a prepared folder in the face box at 1 mm. Raises RefaceRiskError when there is none."""
+    heads = [PreparedHead.load(path) for path in sorted((folder / "fine").glob("*.npz"))]
+    if not heads:
+        raise RefaceRiskError("no head has voxels of 1 mm", "train the fine stage on 1 mm heads", folder)
+    return heads
 
 
 def load_prepared(folder: Path) -> list[PreparedHead]:

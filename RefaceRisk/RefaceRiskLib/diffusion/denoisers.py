@@ -1,10 +1,8 @@
-"""The cascade's networks at work: load a stage, choose a device, sample both stages in turn (needs torch)."""
+"""The cascade's networks at work: load a stage, choose a device, sample the stages in turn (needs torch)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,21 +11,21 @@ import torch
 
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
+from .layers import Face, Layer
 from .network import Denoiser, build_network, half_precision
 from .sampler import dpm_solver_pp_2m, expected
 from .schedule import sampling_grid
-from .space import halved, upsampled
-from .stages import STAGES, CoarseStage, Example, FaceStage
+from .space import View, halved, is_fine, upsampled
+from .stages import STAGES, CoarseStage, Example, Stage
 from .weights import load_weights, shapes_of
 
 if TYPE_CHECKING:
-    from ..surface.extract import Surface
-    from .cascade import Maps, Refacer, _Task
+    from .cascade import Refacer, _Task
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedStage:
-    stage: CoarseStage | FaceStage
+    stage: Stage
     denoiser: Denoiser
     log_snr_min: float
     log_snr_max: float
@@ -72,39 +70,38 @@ def sample_cascade(
     device: str,
     temperature: float,
     on_progress: OnProgress | None,
-) -> list[Maps]:
-    """Draw ``samples`` completed faces, both stages each."""
-    from .cascade import Maps
-
+) -> list[Face]:
+    """Draw ``samples`` completed faces, all stages each."""
     where = choose_device(device)
-    coarse, face = model.stages["coarse"], model.stages["face"]
-    coarse_grid, face_grid = task.grids
-    head = task.head
-    missing = head.removed | ~head.inside
-    missing_coarse = halved(missing.astype(np.float32)) > 0
-    first = coarse.stage.example(
-        task.start, halved(task.tissue()), halved(head.image) * ~missing_coarse, missing_coarse, task.known
-    )
-    face_image, face_missing, face_distance = (task.on_face(a) for a in (head.image, missing, head.distance))
-    face_known = task.face_known
-    maps = []
+    stages = {name: loaded for name, loaded in model.stages.items() if name != "fine" or is_fine(task.defaced)}
+    faces = []
     for number in range(samples):
         generator = torch.Generator().manual_seed(seed * 1009 + number)
-        run = _Run(steps, generator, where, temperature, f" {number + 1}/{samples}" if samples > 1 else "", on_progress)
-        distance, tissue = run.sample(coarse, first, "coarse stage", lambda d: task.skin(upsampled(d, *task.grids)))
-        finer = np.where(face_known, face_distance, upsampled(distance, coarse_grid, face_grid))
-        finer_tissue = upsampled(tissue, coarse_grid, face_grid, order=1)
-        second = face.stage.example(finer, finer_tissue, face_image, face_missing, face_known)
-        fine_distance, fine_tissue = run.sample(face, second, "face stage", task.skin)
-        fine_distance = task.anchored_face(fine_distance)
-        maps.append(Maps(distance, fine_distance, np.maximum(tissue, 0.1), np.maximum(fine_tissue, 0.1)))
-    return maps
+        which = f" {number + 1}/{samples}" if samples > 1 else ""
+        run = _Run(task, steps, generator, where, temperature, which, on_progress)
+        face: Face = []
+        for name, loaded in stages.items():
+            face.append(run.sample(name, loaded, face))
+        faces.append(face)
+    return faces
+
+
+def started(stage: Stage, task: _Task, view: View, face: Face) -> Example:
+    """What a stage starts from: the linear model's map, or the layer before on a finer grid."""
+    if isinstance(stage, CoarseStage):
+        image = view.image * ~view.missing
+        return stage.example(task.start, halved(task.tissue()), image, view.missing, view.known)
+    before = face[-1]
+    distance = np.where(view.known, view.distance, upsampled(before.distance, before.grid, view.grid))
+    tissue = upsampled(before.tissue, before.grid, view.grid, order=1)
+    return stage.example(distance, tissue, view.image, view.missing, view.known)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """How one face is sampled: the same for both stages."""
+    """How one face is sampled: the same for all stages."""
 
+    task: _Task
     steps: int
     generator: torch.Generator
     device: torch.device
@@ -112,34 +109,35 @@ class _Run:
     which: str
     on_progress: OnProgress | None
 
-    def sample(
-        self, loaded: LoadedStage, example: Example, name: str, skin: Callable[[np.ndarray], Surface | None]
-    ) -> np.ndarray:
-        """Signed distance and intensity, (2, X, Y, Z) float32; ``skin`` makes a preview of a signed distance."""
-        denoiser, example = loaded.denoiser.to(self.device), example.to(self.device)
-        shape = (1, loaded.stage.network.image_channels, *example.condition.shape[2:])
+    def sample(self, name: str, loaded: LoadedStage, face: Face) -> Layer:
+        """The next layer of a face."""
+        view: View = getattr(self.task, name)
+        stage, denoiser = loaded.stage, loaded.denoiser.to(self.device)
+        example = started(stage, self.task, view, face).to(self.device)
+        shape = (1, stage.network.image_channels, *example.condition.shape[2:])
 
         def denoise(x: torch.Tensor, log_snr: float) -> torch.Tensor:
             with half_precision(self.device):
                 return denoiser(x, example.condition, log_snr).float()
 
-        def on_step(step: int, of: int, x0: torch.Tensor) -> None:
-            preview = partial(self._preview, loaded, example, x0, skin)
-            report(self.on_progress, name + self.which, step, of, f"on {self.device}", preview)
-
-        report(self.on_progress, name + self.which, 0, self.steps, f"on {self.device}")
-        project = loaded.stage.project(example)
-
         def noise() -> torch.Tensor:
             return torch.randn(shape, generator=self.generator).to(self.device)
 
+        def layer(x0: torch.Tensor) -> Layer:
+            return Layer(view.grid, *stage.result(example, x0)[0].float().cpu().numpy())
+
+        def on_step(step: int, of: int, x0: torch.Tensor) -> None:
+            told = (f"{name} stage{self.which}", step, of, f"on {self.device}")
+            report(self.on_progress, *told, lambda: self.task.skin(layer(x0)))
+
+        report(self.on_progress, f"{name} stage{self.which}", 0, self.steps, f"on {self.device}")
+        project = stage.project(example)
         if self.temperature == 0:
             x0 = expected(denoise, noise, loaded.log_snr_min, self.steps, project=project, on_step=on_step)
         else:
             log_snrs = sampling_grid(self.steps, loaded.log_snr_max, loaded.log_snr_min)
             x0 = dpm_solver_pp_2m(denoise, self.temperature * noise(), log_snrs, project=project, on_step=on_step)
-        return loaded.stage.result(example, x0)[0].float().cpu().numpy()
-
-    @staticmethod
-    def _preview(loaded: LoadedStage, example: Example, x0: torch.Tensor, skin) -> Surface | None:
-        return skin(loaded.stage.result(example, x0)[0, 0].float().cpu().numpy())
+        drawn = layer(x0)
+        if isinstance(stage, CoarseStage):
+            return drawn
+        return replace(drawn, distance=self.task.seamless(drawn.distance, view))

@@ -1,8 +1,8 @@
-"""The two stages of the cascade: what each one diffuses, sees, and pastes back.
+"""The three stages of the cascade: what each one diffuses, sees, and pastes back.
 
 A stage denoises *residuals* to what is known before it, in units of their spread: the signed distance and the intensity
-of the removed region, relative to the linear model (coarse stage) or to the coarse stage (face stage). Zero is the
-prediction that the stage starts from, so an untrained stage changes nothing. Both work on Haar bands: nothing is lost,
+of the removed region, relative to the linear model (coarse stage) or to the stage before (middle and fine). Zero is the
+prediction that the stage starts from, so an untrained stage changes nothing. All work on Haar bands: nothing is lost,
 and a network of the same width costs an eighth.
 """
 
@@ -105,18 +105,26 @@ class CoarseStage(Stage):
 
 
 @dataclass(frozen=True)
-class FaceStage(Stage):
+class MiddleStage(Stage):
     """Face box at 2 mm: detail of signed distance and intensity on the upsampled coarse stage."""
 
     seen: ClassVar[int] = 5
 
     def example(self, distance, tissue, image, removed, known, truth=None) -> Example:
-        """distance, tissue : (X, Y, Z), the coarse stage's maps brought to this grid. The rest as in CoarseStage."""
+        """distance, tissue : (X, Y, Z), maps of the stage before brought to this grid. The rest as in CoarseStage."""
         seen = (np.tanh(distance / 4), tissue, image, removed, known)
         return self._example((distance, tissue), image, removed, known, seen, truth)
 
 
-STAGES = {"coarse": CoarseStage, "face": FaceStage}
+@dataclass(frozen=True)
+class FineStage(MiddleStage):
+    """Face box at 1 mm: detail on the upsampled middle stage; eight times the voxels, half the width."""
+
+    channels: tuple[int, ...] = (16, 32, 64)
+
+
+# In the order in which they run.
+STAGES = {"coarse": CoarseStage, "middle": MiddleStage, "fine": FineStage}
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -1,16 +1,25 @@
 """Train the models: the linear one in closed form, the cascade's stages by denoising (under torchrun on many GPUs).
 
-    refacerisk train linear|coarse|face --data DIR --out DIR [--resume]
+    refacerisk train linear|coarse|middle|fine --data DIR_OR_TSV --out DIR [--steps N] [--batch N] [--resume]
+    torchrun --nproc-per-node 4 -m RefaceRiskLib.cli train coarse --data DIR --out DIR
 
-``--data`` is a folder of whole-head T1w volumes (prepared on the first use, kept under ``OUT/prepared``, with holes
-cut into them and the average bent to what is left under ``OUT/prepared/holes``). Each stage
-writes ``OUT/<stage>`` and resumes from ``OUT/<stage>/checkpoint.safetensors``.
+``--data`` is a folder of whole-head T1w volumes (BIDS or not) or a participants table; they are prepared on the first
+use and kept under ``OUT/prepared``, with holes cut into them and the average bent to what is left under
+``OUT/prepared/holes``, the 1 mm ones in the face box under ``OUT/prepared/fine``. Each stage writes ``OUT/<stage>``:
+weights, ``checkpoint.safetensors`` to resume from, ``losses.tsv``, and TensorBoard's files where that is installed.
+
+Everything random is a function of the seed and of the number of the example, so that a run that was interrupted ends
+with the weights of one that was not, and N processes of batch B see what one process of batch N * B sees.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,25 +27,30 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import RefaceRiskError
-from ..progress import OnProgress, report
-from ..template import load_template
-from .dataset import Hole, MaskDrawer, PreparedHead, fit_linear, folds, holes, load_prepared, prepare, warped
-from .linear import Seen, anchored, reliable, save_linear
-from .space import COARSE_MM, FACE_MM, coarse_grid, face_grid, halved, upsampled
+from ..progress import Cancelled, OnProgress, report
+from ..template import Grid, load_template
+from .dataset import Hole, MaskDrawer, PreparedHead, fit_linear, folds, holes, load_fine, load_prepared, prepare, warped
+from .linear import LIMIT_MM, Seen, anchored, reliable, save_linear
+from .space import COARSE_MM, FINE_MM, MIDDLE_MM, coarse_grid, face_grid, halved, upsampled
 
 if TYPE_CHECKING:
-    from .stages import Example
+    import torch
 
-LOG_SNR_RANGE = {"coarse": (-8.0, 6.0), "face": (-6.0, 8.0)}
+    from .stages import Example, Stage
+
+LOG_SNR_RANGE = {"coarse": (-8.0, 6.0), "middle": (-6.0, 8.0), "fine": (-6.0, 8.0)}
+STAGE_NAMES = ("linear", *LOG_SNR_RANGE)
 SAVE_EVERY_S = 60.0
 LEARNING_RATE = 6e-4
 # Examples on which the spread of a stage's residuals is measured before its training.
 PROBES = 12
+# The fine stage sees its face box in pieces of so many voxels a side; its network is convolutional.
+PATCH = 64
 
 
 def train(
     stage: str,
-    data: Path,
+    data: Path | Mapping[str, Path],
     out: Path,
     resume: bool = False,
     steps: int = 4000,
@@ -47,23 +61,43 @@ def train(
 ) -> Path:
     """Train one stage and write it to ``out/<stage>``; returns that folder.
 
-    ``steps`` of ``batch`` examples on each process, or as many as fit in ``minutes``. With ``resume`` it goes on where
-    the last checkpoint stood. Raises RefaceRiskError for an unknown stage or a folder without heads.
+    Parameters
+    ----------
+    data : whole heads by name, a folder of them, or a folder that :func:`prepare` has filled.
+    resume : go on where the last checkpoint stood, if there is one.
+    steps, batch : so many steps of so many examples on each process; ``minutes`` ends a run earlier, with the learning
+        rate gone down by then (such a run cannot be repeated exactly).
+
+    Raises RefaceRiskError for an unknown stage, data without heads, and a checkpoint of another training.
     """
-    if stage not in ("linear", "coarse", "face"):
-        raise RefaceRiskError(f"unknown stage {stage!r}", "choose linear, coarse or face")
-    data, out = Path(data), Path(out)
-    prepared = data if any(data.glob("*.npz")) else out / "prepared"
-    if prepared != data:
-        prepare(data, prepared, on_progress=on_progress)
+    if stage not in STAGE_NAMES:
+        raise RefaceRiskError(f"unknown stage {stage!r}", f"choose one of {', '.join(STAGE_NAMES)}")
+    out = Path(out)
+    prepared = out / "prepared"
+    if not isinstance(data, Mapping) and any(Path(data).glob("*.npz")):
+        prepared = Path(data)
+    elif _is_first():
+        prepare(data if isinstance(data, Mapping) else Path(data), prepared, on_progress=on_progress)
+    _wait_for_all()
+    how = (out / stage, resume, steps, batch, seed, minutes, on_progress)
+    if stage == "fine":
+        return _train_network(stage, load_fine(prepared), [], *how)
     heads = load_prepared(prepared)
-    left = [] if stage == "face" else holes(heads, prepared / "holes", on_progress=on_progress)
-    if stage == "linear":
-        report(on_progress, "linear", 0, 1, f"{len(heads)} heads")
-        save_linear(fit_linear(heads, [one[0].base for one in left]), out / "linear", heads=len(heads))
-        report(on_progress, "linear", 1, 1)
-        return out / "linear"
-    return _train_network(stage, heads, left, out / stage, resume, steps, batch, seed, minutes, on_progress)
+    if stage == "middle":
+        return _train_network(stage, heads, [], *how)
+    if _is_first():
+        holes(heads, prepared / "holes", on_progress=on_progress)
+    _wait_for_all()
+    left = holes(heads, prepared / "holes")
+    if stage == "coarse":
+        return _train_network(stage, heads, left, *how)
+    report(on_progress, "linear", 0, 1, f"{len(heads)} heads")
+    save_linear(fit_linear(heads, [one[0].base for one in left]), out / "linear", heads=len(heads))
+    report(on_progress, "linear", 1, 1)
+    return out / "linear"
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
 
 
 class ExampleMaker:
@@ -71,7 +105,7 @@ class ExampleMaker:
 
     def __init__(self, name: str, stage, heads: list[PreparedHead], left: list[list[Hole]] = ()) -> None:
         """``left`` : the holes of each head, needed for the coarse stage."""
-        self.name, self.stage = name, stage
+        self.name, self.stage, self.heads = name, stage, heads
         self.template = load_template()
         self.masks = MaskDrawer(self.template)
         if name == "coarse":
@@ -80,14 +114,11 @@ class ExampleMaker:
             self.linear = folds(heads, [one[0].base for one in left])
             self.average = halved(self.template.tissue)
         else:
-            self.grid = face_grid(self.template)
-            self.heads = heads
-            corner = (self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / self.template.spacing
-            self.first = np.rint(corner).astype(int)
+            self.grid = face_grid(self.template, MIDDLE_MM if name == "middle" else FINE_MM)
 
     def make(self, rng: np.random.Generator) -> Example:
         number = int(rng.integers(len(self.heads)))
-        return self._coarse(number, rng) if self.name == "coarse" else self._face(number, rng)
+        return getattr(self, f"_{self.name}")(number, rng)
 
     def _coarse(self, number: int, rng: np.random.Generator) -> Example:
         hole = self.left[number][rng.integers(len(self.left[number]))]
@@ -102,17 +133,50 @@ class ExampleMaker:
         start = anchored(self.linear[number].complete(base, seen), distance, known, COARSE_MM)
         return self.stage.example(start, self.average, image * ~missing, missing, known, (distance, image))
 
-    def _face(self, number: int, rng: np.random.Generator) -> Example:
-        image, distance, inside = warped(self.heads[number], self.grid.shape, self.first, FACE_MM, rng, 1.5)
-        coarse = coarse_grid(self.template)
-        removed = upsampled(self.masks.draw(rng).astype(np.float32), coarse, self.grid, order=1) > 0.5
-        removed |= ~inside
-        known = reliable(distance, removed, FACE_MM)
-        # What the stage before gives: the same head at 4 mm, with noise, so that its errors are not trusted blindly.
+    def _middle(self, number: int, rng: np.random.Generator) -> Example:
+        first = np.rint((self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / MIDDLE_MM).astype(int)
+        image, distance, inside = warped(self.heads[number], self.grid.shape, first, MIDDLE_MM, rng, 1.5)
+        removed = self._removed(self.masks.draw(rng), self.grid) | ~inside
+        known = reliable(distance, removed, MIDDLE_MM)
+        return self._detail(image, distance, removed, known, rng)
+
+    def _fine(self, number: int, rng: np.random.Generator) -> Example:
+        mask = self.masks.draw(rng)
+        first = self._somewhere(mask, rng)
+        image, distance, inside = warped(self.heads[number], (PATCH,) * 3, first, FINE_MM, rng, 0.7)
+        # What is removed beside the patch makes distances inside it unknown, too.
+        rim = int(LIMIT_MM / FINE_MM)
+        affine = self.grid.affine.copy()
+        affine[:3, 3] += FINE_MM * (first - rim)
+        wide = self._removed(mask, Grid((PATCH + 2 * rim,) * 3, affine))
+        wide |= np.pad(~inside, rim)
+        inner = (slice(rim, -rim),) * 3
+        known = reliable(np.pad(distance, rim, mode="edge"), wide, FINE_MM)[inner]
+        return self._detail(image, distance, wide[inner], known, rng)
+
+    def _detail(self, image, distance, removed, known, rng: np.random.Generator) -> Example:
+        """What the stage before gives is the same head at half the resolution, with noise, so that its errors are not
+        trusted blindly."""
         low_distance = _blurred(distance, rng.uniform(0, 0.6), rng)
         low_image = _blurred(image, rng.uniform(0, 0.1), rng)
         start = np.where(known, distance, low_distance)
         return self.stage.example(start, low_image, image * ~removed, removed, known, (distance, image))
+
+    def _removed(self, mask: np.ndarray, grid: Grid) -> np.ndarray:
+        return upsampled(mask.astype(np.float32), coarse_grid(self.template), grid, order=1) > 0.5
+
+    def _somewhere(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """First voxel (3,) of a patch that lies around removed skin, if there is any."""
+        places = self._skin[self._removed(mask, Grid(self.template.shape, self.template.affine))[tuple(self._skin.T)]]
+        place = rng.choice(places if len(places) else self._skin)
+        point = self.template.affine[:3, :3] @ place + self.template.affine[:3, 3]
+        middle = (point - self.grid.affine[:3, 3]) / FINE_MM + rng.uniform(-PATCH / 4, PATCH / 4, 3)
+        return np.clip(np.rint(middle - PATCH / 2), 0, np.array(self.grid.shape) - PATCH).astype(int)
+
+    @cached_property
+    def _skin(self) -> np.ndarray:
+        """Voxels (N, 3) of the template on the average skin of the anterior head."""
+        return np.argwhere((np.abs(self.template.skin_distance) < 2) & self.template.surface_region)
 
 
 def _blurred(array: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
@@ -122,11 +186,13 @@ def _blurred(array: np.ndarray, noise: float, rng: np.random.Generator) -> np.nd
     return ndimage.zoom(small, 2, order=3, mode="nearest", grid_mode=True).astype(np.float32)
 
 
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
 def _train_network(name, heads, left, folder, resume, steps, batch, seed, minutes, on_progress) -> Path:
     import torch
 
     from .network import build_network, half_precision
-    from .schedule import add_noise, draw_log_snr
     from .weights import ExponentialMovingAverage, load_checkpoint, save_checkpoint, save_weights
 
     rank, world, device = _process_group()
@@ -141,57 +207,94 @@ def _train_network(name, heads, left, folder, resume, steps, batch, seed, minute
     checkpoint = folder / "checkpoint.safetensors"
     parts = {"model": denoiser, "ema": average, "optimizer": optimizer}
     first = load_checkpoint(checkpoint, parts=parts).step if resume and checkpoint.exists() else 0
+    log = _Log(folder, first) if rank == 0 else None
 
     def write(step: int) -> None:
         if rank == 0:
+            log.flush()
             save_checkpoint(checkpoint, step=step, parts=parts)
-            config = {
-                "stage": stage.to_dict(),
-                "log_snr_min": low,
-                "log_snr_max": high,
-                "steps": step,
-                "heads": len(heads),
-            }
-            save_weights(folder, average.average, config)
+            config = {"stage": stage.to_dict(), "log_snr_min": low, "log_snr_max": high, "steps": step}
+            save_weights(folder, average.average, config | {"heads": len(heads)})
 
     begun = saved = time.monotonic()
-    running = None
-    for step in range(first, steps):
-        rng = np.random.default_rng((seed, step, rank))
-        examples = [maker.make(rng) for _ in range(batch)]
-        log_snr = draw_log_snr(
-            step * world + rank, batch, law="uniform", log_snr_min=low, log_snr_max=high, seed=seed
-        ).to(device)
-        target = torch.cat([example.target for example in examples]).to(device)
-        condition = torch.cat([example.condition for example in examples]).to(device)
-        weight = torch.cat([stage.weight(example) for example in examples]).to(device)
-        noisy = add_noise(target, log_snr, torch.randn_like(target))
-        spent = (step + 1) / steps
+    step, running = first, None
+    for step in range(first + 1, steps + 1):
+        drawn = [_draw(maker, seed, number) for number in _numbers(step - 1, batch, rank, world)]
+        noisy, target, condition, weight, log_snr = _batch(stage, drawn, (low, high), seed, device)
+        spent = step / steps
         if minutes is not None:
             spent = max(spent, (time.monotonic() - begun) / (60 * minutes))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                LEARNING_RATE * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(spent, 1))))
-            )
+            group["lr"] = LEARNING_RATE * min(1, step / 100) * (0.02 + 0.49 * (1 + np.cos(np.pi * min(spent, 1))))
         with half_precision(device):
             estimate = model(noisy, condition, log_snr)
         _, c_out, _ = denoiser.preconditioning(log_snr)
-        loss = (weight * ((estimate - target) / c_out).square()).sum() / weight.sum()
+        error = (weight * ((estimate - target) / c_out).square()).flatten(1).sum(1) / weight.flatten(1).sum(1)
+        loss = error.mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
         average.update(denoiser)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        report(on_progress, f"train {name}", step + 1, steps, f"loss {running:.4f}")
+        mean = _mean_over_processes(loss.detach())
+        running = mean if running is None else 0.98 * running + 0.02 * mean
         now = time.monotonic()
-        if now - saved > SAVE_EVERY_S:
-            write(step + 1)
+        last = step == steps or (minutes is not None and now - begun > 60 * minutes)
+        if log:
+            log.add(step, mean, optimizer.param_groups[0]["lr"])
+        if last or now - saved > SAVE_EVERY_S:
+            if log:
+                log.picture(step, stage, drawn[0].example, estimate[:1])
+            write(step)
             saved = now
-        if minutes is not None and now - begun > 60 * minutes:
+        try:
+            report(on_progress, f"train {name}", step, steps, f"loss {running:.4f}")
+        except Cancelled:
+            write(step)
+            raise
+        if last:
             break
-    write(step + 1 if steps > first else first)
     return folder
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Example number ``number`` of a training, with its noise (1, C, X, Y, Z)."""
+
+    number: int
+    example: Example
+    noise: torch.Tensor
+
+
+def _numbers(step: int, batch: int, rank: int, world: int) -> Iterator[int]:
+    """The examples of one process at one step (from 0): a share of those that one process alone would take."""
+    first = (step * world + rank) * batch
+    return range(first, first + batch)
+
+
+def _draw(maker: ExampleMaker, seed: int, number: int) -> _Drawn:
+    import torch
+
+    rng = np.random.default_rng((seed, number))
+    example = maker.make(rng)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return _Drawn(number, example, torch.randn(example.target.shape, generator=generator))
+
+
+def _batch(stage: Stage, drawn: list[_Drawn], log_snr_range, seed: int, device):
+    """(noisy, target, condition, weight, log_snr) of some examples, on the device."""
+    import torch
+
+    from .schedule import add_noise, draw_log_snr
+
+    low, high = log_snr_range
+    law = {"law": "uniform", "log_snr_min": low, "log_snr_max": high, "seed": seed}
+    log_snr = torch.cat([draw_log_snr(one.number, 1, **law) for one in drawn]).to(device)
+    examples = [one.example.to(device) for one in drawn]
+    target = torch.cat([example.target for example in examples])
+    noisy = add_noise(target, log_snr, torch.cat([one.noise for one in drawn]).to(device))
+    condition = torch.cat([example.condition for example in examples])
+    return noisy, target, condition, torch.cat([stage.weight(example) for example in examples]), log_snr
 
 
 def _measured_stage(name: str, heads, left, seed: int):
@@ -214,14 +317,89 @@ def _measured_stage(name: str, heads, left, seed: int):
     return STAGES[name](spread=tuple(round(float(value), 4) for value in spread))
 
 
+# --- what is written while it trains ---------------------------------------------------------------------------------
+
+
+class _Log:
+    """``losses.tsv`` of a stage, and the same for TensorBoard with a picture now and then, where that is installed."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        """Steps after ``first`` were lost with the run that took them: their lines go."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.lines = folder / "losses.tsv", []
+        kept = self.path.read_text("utf-8").splitlines()[1:] if first and self.path.exists() else []
+        kept = [line for line in kept if int(line.split("\t")[0]) <= first]
+        self.path.write_text("\n".join(["step\tloss\tlearning_rate", *kept]) + "\n", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+        except ImportError:
+            self.board = None
+
+    def add(self, step: int, loss: float, learning_rate: float) -> None:
+        self.lines.append(f"{step}\t{loss:.6f}\t{learning_rate:.3g}\n")
+        if self.board:
+            self.board.add_scalar("loss", loss, step)
+            self.board.add_scalar("learning rate", learning_rate, step)
+
+    def flush(self) -> None:
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.writelines(self.lines)
+        self.lines.clear()
+
+    def picture(self, step: int, stage: Stage, example: Example, estimate: torch.Tensor) -> None:
+        """Sagittal slices of start, estimate and truth, distance above intensity."""
+        if self.board is None:
+            return
+        import torch
+
+        states = (torch.zeros_like(estimate), estimate.detach().float(), example.target.to(estimate.device))
+        on = example.to(estimate.device)
+        rows = torch.cat([stage.result(on, state)[0, :, state.shape[2]].cpu() for state in states], dim=-2)
+        distance = (rows[0] / LIMIT_MM + 1) / 2
+        picture = torch.cat([distance, rows[1] / 1.5], dim=-1).clamp(0, 1).T.flip(0)
+        self.board.add_image("start, estimate, truth", picture, step, dataformats="HW")
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def _place() -> tuple[int, int]:
+    """Number of this process and of all, as torchrun gives them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first() -> bool:
+    return _place()[0] == 0
+
+
 def _process_group():
     """(rank, processes, device), joining the group that torchrun has made, if any."""
     import torch
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = _place()
     cuda = torch.cuda.is_available()
     if world > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if cuda else "gloo")
-    rank = torch.distributed.get_rank() if world > 1 else 0
+        # The first process prepares a cohort while the others wait.
+        torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=12))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     return rank, world, torch.device(f"cuda:{local}" if cuda else "cpu")
+
+
+def _wait_for_all() -> None:
+    """Until every process is here: the first one prepares the heads for all."""
+    if _place()[1] > 1:
+        import torch
+
+        _process_group()
+        torch.distributed.barrier()
+
+
+def _mean_over_processes(value: torch.Tensor) -> float:
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return float(value)
