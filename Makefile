@@ -1,7 +1,7 @@
 # Needs nothing but make and Python 3.11 or newer. Every target sets up .venv by itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench bench-muscle template clean distclean
+.PHONY: help setup demo test test-all lint bench bench-refacing bench-muscle template clean distclean
 .DELETE_ON_ERROR:
 
 VENV  := .venv
@@ -18,7 +18,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_T
 
 help: ## this list
 	@echo "make <target> [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(READY) ## make .venv with everything that is needed
 
@@ -49,6 +49,13 @@ lint: $(READY) ## ruff
 bench: $(READY) ## the benchmarks behind the numbers that we publish
 	@missed=; for script in Testing/benchmarks/bench_*.py; do \
 		echo "== $$script"; "$(IN)/python" "$$script" $(ARGS) || missed="$$missed $$script"; done; \
+	test -z "$$missed" || { echo "== targets missed in:$$missed"; exit 1; }
+
+bench-refacing: $(READY) ## the cascade: distances by defacer, cost, sampler, resuming; ARGS="--out DIR" keeps results
+	@missed=; "$(IN)/python" Testing/benchmarks/bench_refacing.py $(ARGS) || missed="$$missed distances"; \
+	echo; "$(IN)/python" Testing/benchmarks/bench_samplers.py || missed="$$missed sampler"; \
+	echo; $(ONE_THREAD) "$(IN)/python" -m pytest -q Testing/core/test_training.py -k "killed or torchrun" \
+		|| missed="$$missed resuming"; \
 	test -z "$$missed" || { echo "== targets missed in:$$missed"; exit 1; }
 
 bench-muscle: $(READY) ## muscle from the head; ARGS="--parts bmi --out DIR" for a part of it

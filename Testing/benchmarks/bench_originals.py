@@ -22,6 +22,7 @@ from RefaceRiskLib.defacing import METHODS, Head, prepare
 from RefaceRiskLib.defacing.external import buffer_voxels
 from RefaceRiskLib.registration import register
 from RefaceRiskLib.template import load_template
+from RefaceRiskLib.tissue import BRAIN_MARGIN_MM
 from RefaceRiskLib.volumes import Volume, load, reorient, resample
 
 PYDEFACE = "pydeface==2.1.0"
@@ -34,10 +35,11 @@ def original_quickshear(head: Head, margin_mm: float) -> np.ndarray:
 
     volume = head.volume
     everything = nibabel.Nifti1Image(np.ones(volume.shape, np.uint8), volume.affine)
-    brain = nibabel.Nifti1Image(head.brain.astype(np.uint8), volume.affine)
+    mask = head.brain_itself
+    brain = nibabel.Nifti1Image(mask.astype(np.uint8), volume.affine)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy deprecates what it calls
-        kept = quickshear(everything, brain, buffer_voxels(head.brain, volume.affine, margin_mm))
+        kept = quickshear(everything, brain, buffer_voxels(mask, volume.affine, margin_mm + BRAIN_MARGIN_MM))
     return np.asarray(kept.dataobj) == 0
 
 

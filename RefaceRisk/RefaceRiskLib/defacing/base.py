@@ -9,6 +9,7 @@ import numpy as np
 
 from ..registration import Registration, carry
 from ..template import Template
+from ..tissue import BRAIN_MARGIN_MM
 from ..volumes import Volume
 
 
@@ -50,7 +51,11 @@ class Defaced:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A registered head, as defacers see it. brain_distance : (I, J, K) float32, mm to the brain, negative inside."""
+    """A registered head, as defacers see it.
+
+    brain_distance : (I, J, K) float32, mm to the brain with the rim of :data:`BRAIN_MARGIN_MM` that makes it safe,
+    negative inside.
+    """
 
     volume: Volume
     template: Template
@@ -60,6 +65,11 @@ class Head:
     @property
     def brain(self) -> np.ndarray:
         return self.brain_distance <= 0
+
+    @property
+    def brain_itself(self) -> np.ndarray:
+        """The brain without its rim."""
+        return self.brain_distance <= -BRAIN_MARGIN_MM
 
 
 class Defacer(Protocol):

@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import RefaceRiskError
 from ..geometry import axes_of, resample
 from ..progress import OnProgress, report
+from ..tissue import BRAIN_MARGIN_MM
 from ..volumes import Volume, load, reorient, save
 from .base import Head
 from .quickshear import quickshear, shear_plane
@@ -78,8 +79,8 @@ def _pydeface(call: Call) -> list[str]:
 
 def _quickshear(call: Call) -> list[str]:
     volume = call.head.volume
-    brain = save(volume.with_intensities(call.head.brain, np.uint8), call.folder / "brain.nii.gz")
-    voxels = buffer_voxels(call.head.brain, volume.affine, float(call.options["margin_mm"]))
+    brain = save(volume.with_intensities(call.head.brain_itself, np.uint8), call.folder / "brain.nii.gz")
+    voxels = buffer_voxels(call.head.brain_itself, volume.affine, float(call.options["margin_mm"]) + BRAIN_MARGIN_MM)
     return [str(call.copy), str(brain), "defaced.nii.gz", f"{voxels:.3f}"]
 
 

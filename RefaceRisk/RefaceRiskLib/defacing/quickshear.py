@@ -2,7 +2,8 @@
 
 Re-implemented in millimetres: the original counts voxels, so that its plane turns with the slices' thickness, and takes
 the length of one axis for that of another. As in the original the plane follows the first edge of the lower convex hull
-of the brain's sagittal profile, from the frontal pole down and back.
+of the brain's sagittal profile, from the frontal pole down and back. The brain is taken as it is, without the rim that
+is kept off it otherwise: a rim rounds the profile and tilts that edge.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import numpy as np
 
 from ..geometry import axes_of, transform_points
+from ..tissue import BRAIN_MARGIN_MM
 from .base import Head
 
 
 def quickshear(head: Head, margin_mm: float = 5.0) -> np.ndarray:
-    """Voxels on the face's side of a plane ``margin_mm`` from the brain, (I, J, K) bool.
+    """Voxels on the face's side of a plane ``margin_mm`` from the brain and its rim, (I, J, K) bool.
 
     The margin lies between the voxels' boxes, not their centres: no part of a removed voxel is nearer to any of the
     brain.
     """
     volume = head.volume
-    normal, offset = shear_plane(head.brain, volume.affine)
+    margin_mm = margin_mm + BRAIN_MARGIN_MM
+    normal, offset = shear_plane(head.brain_itself, volume.affine)
     box = float(np.abs(volume.affine[:3, :3].T @ normal).sum())  # extent of a voxel at right angles to the plane
     i, j, k = (normal @ volume.affine[:3, axis] * np.arange(n) for axis, n in enumerate(volume.shape))
     height = (i[:, None, None] + j[:, None] + k).astype(np.float32) + np.float32(normal @ volume.affine[:3, 3] - offset)
