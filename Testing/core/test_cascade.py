@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from RefaceRiskLib.defacing import deface, prepare
-from RefaceRiskLib.diffusion.cascade import Refacer, _Task, estimate_removed
+from RefaceRiskLib.diffusion.cascade import Refaced, Refacer, _Task, estimate_removed
 from RefaceRiskLib.diffusion.denoisers import sample_cascade
 from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.progress import Cancelled, Progress
@@ -102,6 +102,23 @@ def test_several_samples_come_with_their_uncertainty(case, task):
     assert spread.shape == defaced.volume.shape
     assert spread[defaced.removed].max() > 0
     assert not spread[~defaced.removed].any()
+
+
+def test_the_uncertainty_of_the_skin_is_that_of_the_samples(case, task):
+    """Where vertices move most from sample to sample the uncertainty is largest; far from the hole there is none."""
+    _, defaced, registration = case
+    faces = draw(task, samples=3)
+    volumes = [task[1].draw(face) for face in faces]
+    refaced = Refaced(volumes[0], volumes, task[1].spread(faces), defaced.removed, registration)
+    skins = [extract_skin(volume) for volume in volumes]
+    told = refaced.uncertainty_at(skins[0].points)
+    moved = np.mean([distance(skins[0], other).per_vertex for other in skins[1:]], axis=0)
+    still = moved < 0.01
+    assert told.shape == (len(skins[0].points),)
+    assert told[~still].mean() > 5 * told[still].mean()
+    assert np.corrcoef(told[~still], moved[~still])[0, 1] > 0.3
+    with pytest.raises(RefaceRiskError, match="draw several"):
+        Refaced(volumes[0], volumes[:1], None, defaced.removed, registration).uncertainty_at(skins[0].points)
 
 
 def test_cancelling_stops_within_a_step(task):

@@ -51,6 +51,19 @@ class Refaced:
     removed: np.ndarray
     registration: Registration
 
+    def uncertainty_at(self, points: np.ndarray) -> np.ndarray:
+        """The uncertainty at RAS points (N, 3), such as the vertices of the refaced skin: (N,) float32, mm.
+
+        Raises RefaceRiskError for a single sample, which tells nothing of it.
+        """
+        if self.uncertainty is None:
+            raise RefaceRiskError("one sample has no uncertainty", "draw several: samples=8")
+        grow = ndimage.grey_dilation(self.uncertainty, size=3)  # half a vertex's voxels are known, and certain
+        known = self.uncertainty == 0
+        index = np.linalg.inv(self.volume.affine)
+        index = (points @ index[:3, :3].T + index[:3, 3]).T
+        return ndimage.map_coordinates(np.where(known, grow, self.uncertainty), index, order=1, mode="nearest")
+
 
 @dataclass(frozen=True, eq=False)
 class Refacer:
