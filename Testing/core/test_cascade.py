@@ -7,8 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from RefaceRiskLib.defacing import deface, prepare
+from RefaceRiskLib.diffusion import denoisers
 from RefaceRiskLib.diffusion.cascade import Refaced, Refacer, _Task, estimate_removed
 from RefaceRiskLib.diffusion.denoisers import sample_cascade
 from RefaceRiskLib.errors import RefaceRiskError
@@ -132,6 +134,22 @@ def test_cancelling_stops_within_a_step(task):
     with pytest.raises(Cancelled):
         draw(task, steps=4, on_progress=stop_in_the_coarse_stage)
     assert seen[-1].step == 1
+
+
+def test_a_device_whose_memory_is_full_gives_way_to_the_cpu(task, monkeypatch):
+    sample = denoisers._Run.sample
+
+    def full(run, *arguments):
+        if run.device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return sample(run, *arguments)
+
+    monkeypatch.setattr(denoisers._Run, "sample", full)
+    monkeypatch.setattr(denoisers, "choose_device", lambda name: torch.device("meta"))
+    seen: list[Progress] = []
+    faces = draw(task, on_progress=seen.append)
+    assert np.isfinite(faces[0][-1].distance).all()
+    assert sum("is full: on the CPU now" in p.message for p in seen) == 1
 
 
 def test_progress_counts_every_network_call(task):

@@ -81,7 +81,15 @@ def sample_cascade(
         run = _Run(task, steps, generator, where, temperature, which, on_progress)
         face: Face = []
         for name, loaded in stages.items():
-            face.append(run.sample(name, loaded, face))
+            try:
+                layer = run.sample(name, loaded, face)
+            except RuntimeError as error:
+                if run.device.type == "cpu" or "out of memory" not in str(error):
+                    raise
+                report(on_progress, f"{name} stage{which}", 0, steps, f"the memory of {where} is full: on the CPU now")
+                run, where = replace(run, device=torch.device("cpu")), torch.device("cpu")
+                layer = run.sample(name, loaded, face)
+            face.append(layer)
         faces.append(face)
     return faces
 
