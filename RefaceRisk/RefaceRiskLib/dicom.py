@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from . import dicom_elements
 from .errors import RefaceRiskError
 
 
@@ -34,6 +35,9 @@ class _Slice:
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Voxels (I, J, K), affine to RAS mm and files of the one series in a folder or of a multi-frame file"""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file == path or (file.name.upper() != "DICOMDIR" and _is_dicom(file)):
+            dicom_elements.check(file, path)
     files = _series_files(path) if path.is_dir() else [str(path)]
     first = _information(files[0], path)
     if len(files) == 1:
@@ -49,10 +53,13 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 def _series_files(folder: Path) -> list[str]:
     reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
+    try:
+        series = reader.GetGDCMSeriesIDs(str(folder))
+        found = {uid: list(reader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in series}
+    except (RuntimeError, TypeError) as error:  # TypeError: an identifier that is no UTF-8
+        raise RefaceRiskError("the DICOM series cannot be told apart", "export them again", folder) from error
     if not series:
         raise RefaceRiskError("no DICOM slices in this folder", "give the folder that holds them directly", folder)
-    found = {uid: list(reader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in series}
     if len(found) > 1:
         names = ", ".join(f"{_description(files[0])!r} ({len(files)} files, {uid})" for uid, files in found.items())
         raise RefaceRiskError(
@@ -97,23 +104,26 @@ def _description(file: str) -> str:
 
 def _slice(file: str, path: Path) -> _Slice:
     reader = _information(file, path)
-    for key, name in (("0020|0032", "position"), ("0020|0037", "orientation")):
-        if not reader.HasMetaDataKey(key):
-            raise RefaceRiskError(
-                f"the DICOM slice {Path(file).name} has no {name}", "export the original series again", path
-            )
-    rows = np.array(_numbers(reader.GetMetaData("0020|0037"))).reshape(2, 3)
-    return _Slice(
-        file,
-        reader.GetSize()[:2],
-        np.array(_numbers(reader.GetMetaData("0020|0032"))),
-        rows.T,
-        np.array(reader.GetSpacing()[:2]),
+    position, directions = (
+        _numbers(reader, *asked, file, path)
+        for asked in (("0020|0032", "position", 3), ("0020|0037", "orientation", 6))
     )
+    rows = directions.reshape(2, 3)
+    return _Slice(file, reader.GetSize()[:2], position, rows.T, np.array(reader.GetSpacing()[:2]))
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in text.split("\\")]
+def _numbers(reader: sitk.ImageFileReader, key: str, name: str, count: int, file: str, path: Path) -> np.ndarray:
+    """The ``count`` finite numbers of an element."""
+    try:
+        text = reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
+        numbers = np.array([float(number) for number in text.split("\\")])
+    except ValueError:
+        numbers = np.zeros(0)
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise RefaceRiskError(
+            f"the DICOM slice {Path(file).name} has no {name}", "export the original series again", path
+        )
+    return numbers
 
 
 def _stack(slices: list[_Slice], path: Path) -> tuple[np.ndarray, list[int]]:

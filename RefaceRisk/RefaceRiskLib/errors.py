@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -15,22 +16,26 @@ class RefaceRiskError(Exception):
     """
 
     def __init__(self, what: str, hint: str = "", path: str | os.PathLike | None = None):
-        self.what = _one_line(what)
-        self.hint = _one_line(hint)
+        self.what = one_line(what)
+        self.hint = one_line(hint)
         self.path = None if path is None else os.fspath(path)
         super().__init__(str(self))
 
     def __str__(self) -> str:
         line = f"{self.what}; {self.hint}" if self.hint else self.what
-        return line if self.path is None else f"{_one_line(self.path)}: {line}"
+        return line if self.path is None else f"{one_line(self.path)}: {line}"
 
     def __reduce__(self):
         # Exception's own pickling passes str(self) back as `what`, which would repeat path and hint.
         return type(self), (self.what, self.hint, self.path)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(str(text).splitlines()).strip()
+def one_line(text: object) -> str:
+    """``str(text)`` without line breaks and control characters, which a header or a table may hold.
+
+    A terminal obeys some of the latter.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", " ".join(str(text).splitlines())).strip()
 
 
 @contextlib.contextmanager

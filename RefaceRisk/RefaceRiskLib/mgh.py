@@ -21,7 +21,7 @@ _LAYOUT = np.dtype(
         ("delta", ">f4", 3), ("directions", ">f4", (3, 3)), ("centre", ">f4", 3),
     ]
 )  # fmt: skip
-_VOXELS_AT = 284
+HEADER_SIZE = 284  # the voxels follow
 _SCAN_PARAMETERS = 20  # bytes after the voxels: TR, flip angle, TE, TI, field of view, as float32
 _DTYPES = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
@@ -37,9 +37,30 @@ class MghHeader:
     tail: bytes
 
 
+def promised_size(data: bytes, path) -> int:
+    """Bytes of header and voxels together, as the first ``HEADER_SIZE`` bytes of a file tell; errors as of `read`."""
+    _, dims, dtype = _told(data, path)
+    return HEADER_SIZE + prod(dims) * dtype.itemsize
+
+
 def read(data: bytes, path) -> tuple[np.ndarray, np.ndarray, MghHeader]:
     """Voxels (I, J, K), affine and header of an unzipped .mgh file."""
-    if len(data) < _VOXELS_AT or np.frombuffer(data, ">i4", 1)[0] != 1:
+    fields, dims, dtype = _told(data, path)
+    size = prod(dims) * dtype.itemsize
+    if len(data) < HEADER_SIZE + size:
+        raise RefaceRiskError(
+            f"the file ends early: {len(data) - HEADER_SIZE} bytes of voxels, the header promises {size}",
+            "copy or download it again",
+            path,
+        )
+    voxels = np.frombuffer(data, dtype, prod(dims), HEADER_SIZE).reshape(dims[:3], order="F")
+    header = MghHeader(data[:HEADER_SIZE], data[HEADER_SIZE + size :])
+    return voxels.astype(dtype.newbyteorder("=")), _affine(fields), header
+
+
+def _told(data: bytes, path) -> tuple[np.ndarray, list[int], np.dtype]:
+    """Fields of the header, and what it tells of the voxels: four sizes and the type."""
+    if len(data) < HEADER_SIZE or np.frombuffer(data, ">i4", 1)[0] != 1:
         raise _corrupt(path, "it does not begin as an MGH file does")
     fields = np.frombuffer(data, _LAYOUT, 1)[0]
     dims = fields["dims"].tolist()
@@ -49,24 +70,14 @@ def read(data: bytes, path) -> tuple[np.ndarray, np.ndarray, MghHeader]:
         raise four_d(path, dims)
     if int(fields["type"]) not in _DTYPES:
         raise _corrupt(path, f"the data type code {int(fields['type'])} is not known")
-    dtype = np.dtype(_DTYPES[int(fields["type"])]).newbyteorder(">")
-    size = prod(dims) * dtype.itemsize
-    if len(data) < _VOXELS_AT + size:
-        raise RefaceRiskError(
-            f"the file ends early: {len(data) - _VOXELS_AT} bytes of voxels, the header promises {size}",
-            "copy or download it again",
-            path,
-        )
-    voxels = np.frombuffer(data, dtype, prod(dims), _VOXELS_AT).reshape(dims[:3], order="F")
-    header = MghHeader(data[:_VOXELS_AT], data[_VOXELS_AT + size :])
-    return voxels.astype(dtype.newbyteorder("=")), _affine(fields), header
+    return fields, dims, np.dtype(_DTYPES[int(fields["type"])]).newbyteorder(">")
 
 
 def write(voxels: np.ndarray, affine: np.ndarray, header: MghHeader | None) -> bytes:
     """The unzipped file; from the same format only the header fields that differ are changed."""
     if voxels.dtype not in _CODES:
         voxels = voxels.astype(_WIDER[voxels.dtype.str[1:]])
-    block = bytearray(header.block if header else bytes(_VOXELS_AT))
+    block = bytearray(header.block if header else bytes(HEADER_SIZE))
     fields = np.frombuffer(block, _LAYOUT, 1)
     if header is None:
         fields["version"] = 1
@@ -87,7 +98,7 @@ def write(voxels: np.ndarray, affine: np.ndarray, header: MghHeader | None) -> b
 
 def without_text(header: MghHeader) -> MghHeader:
     """The header without tags (command lines, transforms by file name); five scan parameters stay."""
-    block = header.block[: _LAYOUT.itemsize] + bytes(_VOXELS_AT - _LAYOUT.itemsize)
+    block = header.block[: _LAYOUT.itemsize] + bytes(HEADER_SIZE - _LAYOUT.itemsize)
     return MghHeader(block, header.tail[:_SCAN_PARAMETERS])
 
 

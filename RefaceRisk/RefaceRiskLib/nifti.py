@@ -50,6 +50,7 @@ _DTYPES = {
     1024: "i8",
     1280: "u8",
 }
+HEADER_SIZE = 540  # of the longer of the two
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _UNREADABLE = {
     1: "one-bit", 32: "complex", 128: "RGB colour", 1536: "128-bit float", 1792: "complex", 2048: "complex",
@@ -74,8 +75,31 @@ class NiftiHeader:
         return self.layout["datatype"].str[0]
 
 
+def promised_size(data: bytes, path) -> int:
+    """Bytes of header and voxels together, as the first ``HEADER_SIZE`` bytes of a file tell; errors as of `read`."""
+    _, _, shape, dtype, offset = _told(data, path)
+    return offset + prod(shape) * dtype.itemsize
+
+
 def read(data: bytes, path) -> tuple[np.ndarray, np.ndarray, float, float, NiftiHeader]:
     """Voxels (I, J, K) in native byte order, affine, slope, intercept and header of an unzipped file."""
+    layout, fields, shape, dtype, offset = _told(data, path)
+    size = prod(shape) * dtype.itemsize
+    if len(data) < offset + size:
+        raise RefaceRiskError(
+            f"the file ends early: {max(0, len(data) - offset)} bytes of voxels, the header promises {size}",
+            "copy or download it again",
+            path,
+        )
+    slope, intercept = _scaling(fields, path)
+    voxels = np.frombuffer(data, dtype, prod(shape), offset).reshape(shape, order="F")
+    voxels = voxels.astype(dtype.newbyteorder("="), copy=False)
+    header = NiftiHeader(data[:offset], data[offset + size :], layout)
+    return voxels, best_affine(fields, shape, path), slope, intercept, header
+
+
+def _told(data: bytes, path) -> tuple[np.dtype, np.ndarray, tuple[int, int, int], np.dtype, int]:
+    """Layout and fields of the header, and what it tells of the voxels: shape, type and where they start."""
     layout = _layout_of(data, path)
     fields = np.frombuffer(data, layout, 1)[0]
     shape = _shape(fields, path)
@@ -89,18 +113,7 @@ def read(data: bytes, path) -> tuple[np.ndarray, np.ndarray, float, float, Nifti
     offset = float(fields["vox_offset"])
     if not layout.itemsize <= offset <= 2**31:
         raise _corrupt(path, f"the voxels cannot start at byte {offset:g}")
-    offset, size = int(offset), prod(shape) * dtype.itemsize
-    if len(data) < offset + size:
-        raise RefaceRiskError(
-            f"the file ends early: {max(0, len(data) - offset)} bytes of voxels, the header promises {size}",
-            "copy or download it again",
-            path,
-        )
-    slope, intercept = _scaling(fields, path)
-    voxels = np.frombuffer(data, dtype, prod(shape), offset).reshape(shape, order="F")
-    voxels = voxels.astype(dtype.newbyteorder("="), copy=False)
-    header = NiftiHeader(data[:offset], data[offset + size :], layout)
-    return voxels, best_affine(fields, shape, path), slope, intercept, header
+    return layout, fields, shape, dtype, int(offset)
 
 
 def write(

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from . import __version__, dicom, mgh, nifti
+from . import __version__, dicom, mgh, nifti, text_headers
 from .errors import RefaceRiskError, unheard_libraries
 from .geometry import (  # noqa: F401  (part of this module's interface)
     axcodes_of,
@@ -41,6 +43,10 @@ from .hounsfield import as_mri
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha")
 THINNEST_MM = 40.0  # a field of view that shows less of a head along any axis is a slice or a slab
+FARTHEST_MM = 1e5  # from the origin of its space to a volume's first voxel
+# Squares of intensities have to fit into a 32-bit float, in which most is computed.
+LARGEST_INTENSITY = 1e19
+_LONGEST_TAIL = 1 << 24  # bytes after the voxels that are carried along
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -158,16 +164,19 @@ def load(path: str | os.PathLike) -> Volume:
     or infinite voxels, or with an affine that no scanner makes.
     """
     path = Path(path)
-    if not path.exists():
-        raise RefaceRiskError("no such file", "check the path", path)
     try:
-        volume = _load_dicom(path) if path.is_dir() or _extension(path) == ".dcm" else _load_file(path)
+        if not path.exists():
+            raise RefaceRiskError("no such file", "check the path", path)
+        with np.errstate(all="ignore"):  # what numpy would warn of is refused below
+            volume = _load_dicom(path) if path.is_dir() or _extension(path) == ".dcm" else _load_file(path)
+            _check_geometry(volume, path)
+            _check_finite(volume, path)
     except OSError as error:
         raise RefaceRiskError(
             f"cannot be read ({error.strerror or error})", "check the file", path
         ) from error
-    _check_geometry(volume, path)
-    _check_finite(volume, path)
+    except MemoryError as error:
+        raise RefaceRiskError("does not fit into memory", "use a computer with more memory", path) from error
     return volume
 
 
@@ -179,16 +188,18 @@ def _load_file(path: Path) -> Volume:
             f"give one of {', '.join(EXTENSIONS)} or a folder of DICOM slices",
             path,
         )
+    if not path.is_file():  # a pipe or a device may never end
+        raise RefaceRiskError("is no regular file", "copy it into one", path)
     raw = path.read_bytes()
     digest = hashlib.sha256(raw).hexdigest()
     if extension in (".nii", ".nii.gz"):
-        voxels, affine, slope, intercept, header = nifti.read(_unzipped(raw, path), path)
+        voxels, affine, slope, intercept, header = nifti.read(_unzipped(raw, nifti, path), path)
         meta = Meta(slope, intercept, "nifti", header, path.absolute(), digest)
     elif extension in (".mgz", ".mgh"):
-        voxels, affine, header = mgh.read(_unzipped(raw, path), path)
+        voxels, affine, header = mgh.read(_unzipped(raw, mgh, path), path)
         meta = Meta(1.0, 0.0, "mgh", header, path.absolute(), digest)
     else:
-        volume = from_sitk(_read_sitk(path))
+        volume = from_sitk(_read_sitk(raw, extension, path))
         return replace(
             volume, meta=replace(volume.meta, format=extension[1:], path=path.absolute(), sha256=digest)
         )
@@ -206,23 +217,52 @@ def _load_dicom(path: Path) -> Volume:
     return Volume(voxels, affine, meta)
 
 
-def _unzipped(raw: bytes, path: Path) -> bytes:
+def _unzipped(raw: bytes, reader: ModuleType, path: Path) -> bytes:
+    """The bytes of a file that may be zipped: not more than its header, as ``reader`` understands it, accounts for."""
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
-        return gzip.decompress(raw)
+        promised = reader.promised_size(_inflated(raw, reader.HEADER_SIZE), path)
+        if promised > len(raw) * text_headers.DEFLATE_RATIO:
+            raise RefaceRiskError(
+                f"the file ends early: {len(raw)} zipped bytes cannot hold the {promised} that the header promises",
+                "copy or download it again",
+                path,
+            )
+        data = _inflated(raw, promised + _LONGEST_TAIL)
     except EOFError as error:
         raise RefaceRiskError("the gzip stream is cut off", "copy or download it again", path) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except zlib.error as error:
         raise RefaceRiskError(
             f"the gzip stream is damaged ({error})", "copy or download it again", path
         ) from error
+    if len(data) == promised + _LONGEST_TAIL:
+        raise RefaceRiskError(
+            f"the file goes on for more than {_LONGEST_TAIL} bytes after its voxels", "export it again", path
+        )
+    return data
 
 
-def _read_sitk(path: Path) -> sitk.Image:
+def _inflated(raw: bytes, most: int) -> bytes:
+    """The first ``most`` bytes of a gzip file, which may have several members; EOFError if it is cut off before."""
+    parts = []
+    while raw and most > 0:
+        stream = zlib.decompressobj(wbits=31)
+        parts.append(stream.decompress(raw, most))
+        most -= len(parts[-1])
+        if not stream.eof and most > 0:
+            raise EOFError
+        raw = stream.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+def _read_sitk(raw: bytes, extension: str, path: Path) -> sitk.Image:
+    meta_image = extension == ".mha"
+    (text_headers.check_meta if meta_image else text_headers.check_nrrd)(raw, path)
     try:
+        # The one reader that is meant: others would be asked too, and some take whatever they are given.
         with unheard_libraries():
-            image = sitk.ReadImage(str(path))
+            image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if meta_image else "NrrdImageIO")
     except RuntimeError as error:
         raise RefaceRiskError(
             f"the file is corrupt or cut off ({_last_line(error)})", "copy, download or export it again", path
@@ -362,9 +402,15 @@ def from_sitk(image: sitk.Image) -> Volume:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    keys = {k: image.GetMetaData(k) for k in image.GetMetaDataKeys() if not k.startswith(("NRRD_", "ITK_"))}
+    # Keys that are no UTF-8 cannot even be asked for.
+    named = (k for k in image.GetMetaDataKeys() if not k.startswith(("NRRD_", "ITK_")) and _is_text(k))
+    keys = {k: value for k in named if _is_text(value := image.GetMetaData(k))}
     voxels = sitk.GetArrayFromImage(image).T
     return Volume(voxels, LPS_FROM_RAS @ affine, Meta(format="nrrd", header=keys))
+
+
+def _is_text(text: str) -> bool:
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def reorient(volume: Volume, axcodes: str = "RAS") -> Volume:
@@ -448,6 +494,12 @@ def _check_geometry(volume: Volume, path: Path | None) -> None:
             "check the header's units",
             path,
         )
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        raise RefaceRiskError(
+            f"the volume lies {np.abs(affine[:3, 3]).max():.3g} mm from the origin of its space",
+            "restore the header's geometry from the original",
+            path,
+        )
     directions = affine[:3, :3] / spacing
     cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
     if cosines.max() > 0.5:
@@ -460,12 +512,20 @@ def _check_geometry(volume: Volume, path: Path | None) -> None:
 
 
 def _check_finite(volume: Volume, path: Path | None) -> None:
-    if not np.issubdtype(volume.voxels.dtype, np.floating):
-        return
-    bad = volume.voxels.size - int(np.count_nonzero(np.isfinite(volume.voxels)))
+    voxels, floating = volume.voxels, np.issubdtype(volume.voxels.dtype, np.floating)
+    bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels))) if floating else 0
     if bad:
         hint = "replace them first" + (f": {_finite_command(path, volume.meta.format)}" if path else "")
         raise RefaceRiskError(f"{bad} voxels are NaN or infinite", hint, path)
+    slope, intercept = float(volume.meta.slope), float(volume.meta.intercept)
+    if not floating and voxels.dtype.itemsize < 4 and max(abs(slope), abs(intercept)) < 1e9:
+        return  # cannot be reached: the usual scan is not searched for its extremes
+    largest = abs(slope) * max(abs(float(voxels.min())), abs(float(voxels.max())))
+    largest = max(largest + abs(intercept), abs(slope))
+    if not largest <= LARGEST_INTENSITY:
+        raise RefaceRiskError(
+            f"its intensities reach {largest:.3g}, which no scanner makes", "check the header's intensity scaling", path
+        )
 
 
 def _finite_command(path: Path, kind: str) -> str:

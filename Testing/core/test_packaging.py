@@ -27,6 +27,8 @@ LAYERS = (
         "hounsfield",
         "nifti",
         "mgh",
+        "dicom_elements",
+        "text_headers",
         "dicom",
         "volumes", "diffusion.weights",
         "hygiene",
@@ -195,6 +197,29 @@ for name in {core!r}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=LIBRARY.parent, check=False)
     assert done.returncode == 0, done.stderr
+
+
+UNPICKLING = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(file for name in ("RefaceRisk", "DefaceCompare", "MuscleFromHead") for file in (ROOT / name).rglob("*.py")),
+    ids=lambda file: file.relative_to(ROOT).as_posix(),
+)
+def test_nothing_that_is_shipped_can_unpickle(file):
+    """No module that does, no torch.load or read_pickle, and no numpy.load that was allowed to."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & set(UNPICKLING)
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in UNPICKLING
+            assert not (node.module == "torch" and "load" in {alias.name for alias in node.names})
+        elif isinstance(node, ast.Attribute):
+            assert node.attr not in ("read_pickle", "load_state_dict_from_url")
+            assert not (node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch")
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert isinstance(node.value, ast.Constant) and node.value.value is False
 
 
 def test_a_wheel_carries_the_library_the_template_and_the_models(tmp_path):

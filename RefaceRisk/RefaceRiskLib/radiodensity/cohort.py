@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import RefaceRiskError
+from ..errors import RefaceRiskError, one_line
 
 SITES = ("abdomen", "thigh", "shin")
 MISSING = ("", "n/a", "na", "nan", "null", "none")
 AGES = (0.0, 120.0)
 HU_VALUES = (-200.0, 300.0)
+_CELLS = None  # under this key a row tells how many cells it has where they are too few or too many
 _SEX = {"m": "M", "male": "M", "f": "F", "female": "F"}  # codes such as 1 and 2 differ between studies
 
 
@@ -49,7 +50,7 @@ class Problem:
 
     def __str__(self) -> str:
         consequence = "row left out" if self.dropped else "value left out"
-        return f"line {self.line}, {self.participant or 'no name'}: {self.what} ({consequence})"
+        return one_line(f"line {self.line}, {self.participant or 'no name'}: {self.what} ({consequence})")
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ def read_cohort(path: str | Path, targets: Sequence[str] | None = None) -> Cohor
     rows, columns = _read(path)
     needed = [name for name in ("participant_id", "head", "age", "sex") if name not in columns]
     if needed:
-        raise RefaceRiskError(f"has no column {', '.join(needed)}", f"its columns: {', '.join(columns)}", path)
+        raise RefaceRiskError(f"has no column {', '.join(needed)}", f"its columns: {_listed(columns)}", path)
     values, sites = _wanted(columns, targets, path)
     problems: list[Problem] = []
     participants = []
     names = Counter(_cell(row, "participant_id") for _, row in rows)
-    heads = Counter(str(_place(path, _cell(row, "head"))) for _, row in rows if _cell(row, "head"))
+    heads = Counter(_place(path, _cell(row, "head")) for _, row in rows if _cell(row, "head"))
     for line, row in rows:
         reasons = _against_the_row(row, path, names, heads)
         name = _cell(row, "participant_id")
@@ -109,21 +110,25 @@ def read_cohort(path: str | Path, targets: Sequence[str] | None = None) -> Cohor
 def _read(path: Path) -> tuple[list[tuple[int, dict]], list[str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
-            lines = list(csv.reader(stream, delimiter="\t"))
+            reader = csv.reader(stream, delimiter="\t")
+            lines, last = [], 0
+            for cells in reader:  # a row with a quoted line break counts as an editor counts it
+                lines.append((last + 1, cells))
+                last = reader.line_num
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RefaceRiskError("cannot be read as a table", f"save it as tab-separated UTF-8 ({error})", path) from error
-    if not lines or len(lines[0]) < 2:
+    if not lines or len(lines[0][1]) < 2:
         raise RefaceRiskError("is no tab-separated table", "its columns are divided by tabs, as BIDS has it", path)
-    columns = [name.strip() for name in lines[0]]
+    columns = [name.strip() for name in lines[0][1]]
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise RefaceRiskError(f"has the column {twice[0]!r} twice", "rename one", path)
     rows = [
         (
             number,
-            dict(zip(columns, cells, strict=False)) | ({"_cells": len(cells)} if len(cells) != len(columns) else {}),
+            dict(zip(columns, cells, strict=False)) | ({_CELLS: len(cells)} if len(cells) != len(columns) else {}),
         )
-        for number, cells in enumerate(lines[1:], start=2)
+        for number, cells in lines[1:]
         if any(cell.strip() for cell in cells)
     ]
     return rows, columns
@@ -136,7 +141,7 @@ def _wanted(columns: list[str], targets: Sequence[str] | None, path: Path) -> tu
         targets = [*(name for name in columns if name.startswith("hu_")), *cts]
     for name in targets:
         if name not in columns and name not in cts:
-            raise RefaceRiskError(f"has no column {name}", f"its columns: {', '.join(columns)}", path)
+            raise RefaceRiskError(f"has no column {name}", f"its columns: {_listed(columns)}", path)
     if not targets:
         raise RefaceRiskError(
             "has nothing to predict", "add hu_abdomen, hu_thigh or hu_shin (HU), or ct_... (paths of CTs)", path
@@ -148,8 +153,8 @@ def _wanted(columns: list[str], targets: Sequence[str] | None, path: Path) -> tu
 def _against_the_row(row: dict, path: Path, names: Counter, heads: Counter) -> list[str]:
     """Why a row cannot be used; empty if it can."""
     reasons = []
-    if "_cells" in row:
-        return [f"{row['_cells']} cells where the header has another number"]
+    if _CELLS in row:
+        return [f"{row[_CELLS]} cells where the header has another number"]
     name, head = _cell(row, "participant_id"), _cell(row, "head")
     if not name:
         reasons.append("participant_id is missing")
@@ -159,10 +164,10 @@ def _against_the_row(row: dict, path: Path, names: Counter, heads: Counter) -> l
         reasons.append(f"participant_id occurs {names[name]} times")
     if not head:
         reasons.append("head is missing")
-    elif not _place(path, head).exists():
+    elif (place := _place(path, head)) is None:
         reasons.append(f"head {head} does not exist")
-    elif heads[str(_place(path, head))] > 1:
-        reasons.append(f"head {head} is given to {heads[str(_place(path, head))]} rows")
+    elif heads[place] > 1:
+        reasons.append(f"head {head} is given to {heads[place]} rows")
     elif (other := _other_subject(name, head)) is not None:
         reasons.append(f"head {head} is of {other}, not of {name}")
     age, sex = _number(_cell(row, "age")), _cell(row, "sex")
@@ -198,15 +203,20 @@ def _values(row: dict, values: list[str], sites: dict[str, str], path: Path) -> 
             continue  # measured before
         if not text:
             left.append(f"{column} is missing")
-        elif not _place(path, text).exists():
+        elif (place := _place(path, text)) is None:
             left.append(f"{column} {text} does not exist")
         else:
-            cts[site] = _place(path, text)
+            cts[site] = place
     # A value that the other column of the same site provides is not missing.
     provided = {f"hu_{site} is missing" for site in cts} | {
         f"{column} is missing" for site, column in sites.items() if f"hu_{site}" in found
     }
     return found, cts, [what for what in left if what not in provided]
+
+
+def _listed(columns: list[str]) -> str:
+    text = ", ".join(columns)
+    return text if len(text) <= 500 else text[:500] + " ..."
 
 
 def _cell(row: dict, name: str) -> str:
@@ -222,5 +232,10 @@ def _number(text: str) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def _place(table: Path, text: str) -> Path:
-    return (table.parent / text).resolve()
+def _place(table: Path, text: str) -> Path | None:
+    """Where a path of the table leads; None where there is nothing, as for a text that cannot be a path."""
+    try:
+        place = (table.parent / text).resolve()
+        return place if place.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a NUL
+        return None

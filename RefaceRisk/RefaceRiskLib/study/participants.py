@@ -88,7 +88,10 @@ def _head_of(name: str, row: dict, source: Path, heads: dict[str, Path], table: 
     if told and told.lower() != "n/a":
         if "\0" in told:
             raise RefaceRiskError(f"line {line}: the path of the head is no path", "correct it", table)
-        return table.parent / Path(told).expanduser()
+        try:
+            return table.parent / Path(told).expanduser()
+        except RuntimeError:  # ~somebody of whom this computer does not know
+            raise RefaceRiskError(f"line {line}: nobody's home is {told[:60]!r}", "give a whole path", table) from None
     if source.is_dir():
         return heads.get(name, source / f"{name}_T1w.nii.gz")
     raise RefaceRiskError(f"line {line}: {name} has no head", "fill the column head", table)
