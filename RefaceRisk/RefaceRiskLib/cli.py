@@ -311,6 +311,7 @@ def _add_study(commands) -> None:
         "Runs every defacer on every head of IN, puts faces back by diffusion and by the average face, measures\n"
         "all against the original and ranks every processed face among the originals of this cohort. Writes\n"
         "distances.tsv, linkage.tsv, tests.tsv, summary.json, report.html and the volumes (BIDS derivatives).\n"
+        "Where the table has muscle (hu_SITE or ct_SITE, with age and sex), predicts it from each kind of image.\n"
         "Given again, it goes on where it stopped and computes only what has changed.",
         "refacerisk study my-bids-folder results --methods all --workers 4",
         parser_class=_ListsMethods,
@@ -342,6 +343,7 @@ def _add_study(commands) -> None:
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="use the dask cluster of this scheduler, tcp://host:8786")
     command.add_argument("--no-linkage", action="store_true", help="do not rank faces among the originals")
+    command.add_argument("--no-muscle", action="store_true", help="do not predict muscle, though the table has it")
     command.add_argument(
         "--pictures", metavar="ID", nargs="+", default=[], help="draw the faces of these participants; shows true faces"
     )
@@ -365,6 +367,7 @@ def _study(arguments: argparse.Namespace) -> None:
             workers=arguments.workers,
             scheduler=arguments.scheduler,
             linkage=not arguments.no_linkage,
+            muscle=not arguments.no_muscle,
             pictures=arguments.pictures,
             verify=arguments.verify,
             strict=arguments.strict,
@@ -374,6 +377,8 @@ def _study(arguments: argparse.Namespace) -> None:
     for row in done.record["failed"]:
         _say(arguments, f"failed: {row['participant_id']}: {row['reason']}")
     print(done.record["answer"])
+    for line in done.record.get("muscle", {}).get("in_words", []):
+        print(line)
     _say_paths(arguments, done)
 
 

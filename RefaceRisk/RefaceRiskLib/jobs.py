@@ -571,16 +571,18 @@ def muscle_fit(
     out: str | Path,
     images: str | Path | None = None,
     on_progress: OnProgress | None = None,
+    heads: Mapping[str, str | Path] | None = None,
     **options,
 ) -> Done:
     """Predicts the muscle of the people in the table `source` from their heads; tables, figure and report go to folder
-    `out`. `images`: folder of the image types, kept for the next run. `options`: of `radiodensity.fit.FitOptions`."""
+    `out`. `images`: folder of the image types, kept for the next run. `heads`: participant -> head, where `images`
+    holds already what could be made of them. `options`: of `radiodensity.fit.FitOptions`."""
     from .radiodensity.fit import FitOptions, fit
 
     for name in ("targets", "types"):
         if options.get(name) is not None:
             options[name] = tuple(options[name])
-    done = fit(source, out, FitOptions(**options), images, on_progress)
+    done = fit(source, out, FitOptions(**options), images, on_progress, heads)
     rows = {"correlations": _plain(done.correlations), "comparisons": _plain(done.comparisons)}
     return Done(done.files, {**_plain(done.record), **rows, "left_out": [str(problem) for problem in done.problems]})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,10 @@ AGES = (0.0, 120.0)
 HU_VALUES = (-200.0, 300.0)
 _CELLS = None  # under this key a row tells how many cells it has where they are too few or too many
 _SEX = {"m": "M", "male": "M", "f": "F", "female": "F"}  # codes such as 1 and 2 differ between studies
+
+
+class TooFewParticipants(RefaceRiskError):
+    """The table is as it should be, but too few people in it can be used."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,24 @@ class Cohort:
         return [*found, *({f"hu_{site}": None for one in self.participants for site in one.cts}.keys() - found.keys())]
 
 
-def read_cohort(path: str | Path, targets: Sequence[str] | None = None) -> Cohort:
+def read_cohort(
+    path: str | Path, targets: Sequence[str] | None = None, heads: Mapping[str, str | Path] | None = None
+) -> Cohort:
     """Read and check a participants table.
 
     targets : columns of values to use (as ``hu_thigh`` or ``bmi``); default: every `hu_*` and `ct_*` column there is.
+    heads : participant -> head, in place of the column `head`; rows of others do not take part.
 
     Raises RefaceRiskError when the table cannot be read, lacks `participant_id`, `head`, `age` or `sex`, has no target,
-    or has no usable row. Everything else is a `Problem` of its row.
+    or has no usable row (`TooFewParticipants`). Everything else is a `Problem` of its row.
     """
     path = Path(path)
     rows, columns = _read(path)
+    if heads is not None:
+        found_heads = {name: str(Path(head).absolute()) for name, head in heads.items()}
+        taking_part = [(line, row) for line, row in rows if _cell(row, "participant_id") in found_heads]
+        rows = [(line, row | {"head": found_heads[_cell(row, "participant_id")]}) for line, row in taking_part]
+        columns = list(dict.fromkeys([*columns, "head"]))
     needed = [name for name in ("participant_id", "head", "age", "sex") if name not in columns]
     if needed:
         raise RefaceRiskError(f"has no column {', '.join(needed)}", f"its columns: {_listed(columns)}", path)
@@ -103,7 +115,7 @@ def read_cohort(path: str | Path, targets: Sequence[str] | None = None) -> Cohor
         head, sex = _place(path, _cell(row, "head")), _SEX[_cell(row, "sex").lower()]
         participants.append(Participant(name, head, float(_cell(row, "age")), sex, found, cts))
     if not participants:
-        raise RefaceRiskError(f"no usable row of {len(rows)}", str(problems[0]) if problems else "fill it", path)
+        raise TooFewParticipants(f"no usable row of {len(rows)}", str(problems[0]) if problems else "fill it", path)
     return Cohort(participants, problems, path)
 
 

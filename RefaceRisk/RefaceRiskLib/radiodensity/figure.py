@@ -45,6 +45,7 @@ def draw(
     alone. Brackets: Wilcoxon over resamples, as in the paper. Below each image: p of the valid test against `original`,
     corrected by Holm: of the permutation where it was run, else of the paired bootstrap.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,8 +65,9 @@ def draw(
         width = int(figure.get_figwidth() * 17)
         lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, width)]
         figure.supxlabel("\n".join(lines), fontsize=7.5, color="#444444")
-    for path in paths:
-        figure.savefig(path, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+    with rc_context({"svg.hashsalt": "muscle"}):  # the same names within the file every time
+        for path in paths:
+            figure.savefig(path, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
 
 
 def _panel(axes, rows: Sequence[Mapping], against: Mapping[str, Mapping], drawn: Mapping) -> None:

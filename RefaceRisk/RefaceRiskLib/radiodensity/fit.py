@@ -19,9 +19,9 @@ from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..report import write_text
 from ..volumes import load, sha256_of, sidecar, written_beside
-from .cohort import Cohort, Participant, Problem, read_cohort
+from .cohort import Cohort, Participant, Problem, TooFewParticipants, read_cohort
 from .ct import choose_level, gantry_tilt, load_ct, measure_muscles, measure_site
-from .images import IMAGE_TYPES, HeadImages, make_images
+from .images import IMAGE_TYPES, HeadImages, load_images, make_images
 from .labels import MUSCLES, muscles_in, numbers_of
 from .predictor import make_predictor
 from .statistics import COMPARISON_COLUMNS, CORRELATION_COLUMNS, INTERVALS, Analysis, analyse, spearman
@@ -139,26 +139,29 @@ def fit(
     options: FitOptions | None = None,
     images: str | Path | None = None,
     on_progress: OnProgress | None = None,
+    heads: Mapping[str, str | Path] | None = None,
 ) -> Fitted:
     """Run the study of `table` into the folder `out`; an interrupted run goes on where it stopped.
 
-    images : folder in which images of heads are kept (default: below `out`). Raises RefaceRiskError for a table, an
-    option or a folder that cannot be used; rows, CTs and heads that cannot be used are listed in ``excluded.tsv``.
+    images : folder in which images of heads are kept (default: below `out`). heads : participant -> head, of those who
+    take part, where `images` holds already what could be made of them: none is made, and the table needs no `head`.
+    Raises RefaceRiskError for a table, an option or a folder that cannot be used, TooFewParticipants where no target
+    has enough; rows, CTs and heads that cannot be used are listed in ``excluded.tsv``.
     """
     options = (options or FitOptions()).checked()
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise RefaceRiskError("is a file", "name a folder for the results", out)
     out.mkdir(parents=True, exist_ok=True)
-    cohort = read_cohort(table, options.targets)
+    cohort = read_cohort(table, options.targets, heads)
     problems = list(cohort.problems)
     values = _measured(cohort, out / "hu", problems, on_progress)
-    made = _images(cohort, Path(images or out / "images"), options, problems, on_progress)
+    made = _images(cohort, Path(images or out / "images"), heads is None, options, problems, on_progress)
     prepared = _prepared(made, options, on_progress)
     correlations, comparisons, predictions, drawn, sentences = [], [], [], {}, []
     for target in cohort.targets:
         people = [one for one in cohort.participants if target in values[one.participant] and one.participant in made]
-        least = max(options.folds, 6)
+        least = fewest(options)
         if len(people) < least:
             problems.append(Problem(0, "", f"{target}: {len(people)} participants are fewer than {least}", False))
             continue
@@ -169,7 +172,7 @@ def fit(
         drawn |= {(target, image): rhos for image, rhos in found.drawn.items()}
         sentences.append(in_words(target, found))
     if not correlations:
-        raise RefaceRiskError("no target has enough participants", str(problems[-1]) if problems else "", table)
+        raise TooFewParticipants("no target has enough participants", str(problems[-1]) if problems else "", table)
     record = {
         "command": "muscle fit", "options": asdict(options),
         "predictor": {key: value for key, value in vars(make_predictor(options.predictor)).items() if key[0] != "_"},
@@ -181,6 +184,11 @@ def fit(
 
     files["report"] = write_report(out / "report.html", files["figure"], correlations, comparisons, problems, record)
     return Fitted(files, correlations, comparisons, problems, sentences, record)
+
+
+def fewest(options: FitOptions) -> int:
+    """The participants that a target needs."""
+    return max(options.folds, 6)
 
 
 def _measured(cohort: Cohort, folder: Path, problems: list[Problem], on_progress) -> dict[str, dict[str, float]]:
@@ -203,13 +211,16 @@ def _measured(cohort: Cohort, folder: Path, problems: list[Problem], on_progress
     return values
 
 
-def _images(cohort: Cohort, folder: Path, options: FitOptions, problems: list[Problem], on_progress):
+def _images(cohort: Cohort, folder: Path, make: bool, options: FitOptions, problems: list[Problem], on_progress):
     """participant -> HeadImages, of those who have every type; the same people for every image."""
     made: dict[str, HeadImages] = {}
     for step, one in enumerate(cohort.participants):
         report(on_progress, "images", step, len(cohort.participants), one.participant)
         try:
-            found = make_images(one.head, folder, one.participant, options.types, options.device, on_progress)
+            if make:
+                found = make_images(one.head, folder, one.participant, options.types, options.device, on_progress)
+            else:
+                found = load_images(folder, one.participant, options.types)
         except RefaceRiskError as error:
             problems.append(Problem(0, one.participant, f"head: {error}", True))
             continue

@@ -8,14 +8,15 @@ refaced head is placed by the registration of its defaced copy, all that somebod
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from ..defacing import deface, prepare
+from ..defacing import Head, deface, prepare
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..registration import Registration, pull
@@ -80,6 +81,31 @@ def make_images(
     return _told(participant, place, record, types)
 
 
+def keep_images(
+    head: Head, folder: str | Path, participant: str, images: Iterable[tuple[str, tuple[Volume, np.ndarray, str] | str]]
+) -> HeadImages:
+    """Keep images that were made elsewhere of a registered head as `make_images` would have kept its own.
+
+    images : types, each with its image, the affine (4, 4) that leads there from the template, and the verdict of what
+    made it; or with why there is none. Taken one at a time. What lay there of this participant is replaced.
+    """
+    place = Path(folder) / participant
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    record = _record_of(place, head.volume.meta.sha256)
+    try:
+        maker = _Maker(head.volume, place, record, head=head)
+    except RefaceRiskError as error:
+        images = [(name, str(error)) for name, _ in images]
+    for name, image in images:
+        if isinstance(image, str):
+            record["refused"][name] = image
+        else:
+            maker.keep(name, *image)
+    _write_record(place, record)
+    return _told(participant, place, record, (*record["made"], *record["refused"]))
+
+
 def load_images(folder: str | Path, participant: str, types: Sequence[str] = IMAGE_TYPES) -> HeadImages:
     """The images that `make_images` left for a participant, whatever head they came from; nothing is made."""
     place = Path(folder) / participant
@@ -109,13 +135,17 @@ def _record_of(place: Path, sha256: str | None) -> dict:
     return record
 
 
+def _write_record(place: Path, record: Mapping) -> None:
+    sidecar(place / _RECORD, **{key: value for key, value in record.items() if key != "version"})
+
+
 class _Maker:
     """One head on one registration; every image is written, and told in the record, as soon as it is there."""
 
-    def __init__(self, volume: Volume, place: Path, record: dict, device: str):
+    def __init__(self, volume: Volume, place: Path, record: dict, device: str = "auto", head: Head | None = None):
         self._volume, self._place, self._record, self._device = volume, place, record, device
         self._template = load_template()
-        self._head = prepare(volume, self._template)
+        self._head = prepare(volume, self._template) if head is None else head
         quality = self._head.registration.quality
         if quality.verdict == "failed":
             raise RefaceRiskError(
@@ -133,11 +163,14 @@ class _Maker:
         except RefaceRiskError as error:
             self._record["refused"][name] = str(error)
         else:
-            canonical = template_image(image, Registration(matrix), self._template, self._scale)
-            save(canonical, self._place / f"{name}.nii.gz")
-            self._record["made"][name] = {"verdict": verdict}
-            self._record["refused"].pop(name, None)
-        sidecar(self._place / _RECORD, **{key: value for key, value in self._record.items() if key != "version"})
+            self.keep(name, image, matrix, verdict)
+        _write_record(self._place, self._record)
+
+    def keep(self, name: str, image: Volume, matrix: np.ndarray, verdict: str) -> None:
+        canonical = template_image(image, Registration(matrix), self._template, self._scale)
+        save(canonical, self._place / f"{name}.nii.gz")
+        self._record["made"][name] = {"verdict": verdict}
+        self._record["refused"].pop(name, None)
 
     def _image(self, name: str) -> tuple[Volume, np.ndarray, str]:
         """Image on the head's own grid, the affine that leads there from the template, the verdict."""

@@ -24,30 +24,12 @@ def write_report(
     record: Mapping,
 ) -> Path:  # fmt: skip
     """Write the page; rows as `statistics.analyse` gives them."""
-    from .fit import TRAINED_ON_IXI
-
-    images = {row["image"] for row in correlations}
-    named = [{**row, "image": NAMES.get(row["image"], row["image"])} for row in correlations]
-    compared = [{**row, "image": NAMES.get(row["image"], row["image"])} for row in comparisons]
     predictor = record["options"]["predictor"]
     sections = [
         report.section("In words", report.bullets(record["in_words"])),
-        report.section(
-            "The figure",
-            report.figure(figure, "Bootstrap distributions of the correlation by image type", ""),
-            *(report.paragraph(text, "note") for text in _WHAT_IT_MEANS),
-            *([report.paragraph(TRAINED_ON_IXI, "notice")] if "refaced" in images else []),
-        ),
-        report.section("How well each image predicts", report.table(_columns(
-            ("target", "target"), ("image", "image"), ("n", "n", 0), ("rho", "rho", 3), ("ci_low", "95 % from", 3),
-            ("ci_high", "to", 3), ("p_permutation", "p permutation", 4), ("p_permutation_holm", "Holm", 4),
-        ), [_without_nan(row) for row in named])),
-        report.section("Does the original tell more?", report.table(_columns(
-            ("target", "target"), ("image", "original against"), ("rho_difference", "difference", 3),
-            ("ci_low", "95 % from", 3), ("ci_high", "to", 3), ("p_permutation_holm", "p permutation, Holm", 4),
-            ("p_paired_bootstrap_holm", "p bootstrap, Holm", 4), ("p_steiger", "Steiger", 4),
-            ("p_wilcoxon_over_resamples", "as published", 4),
-        ), [_without_nan(row) for row in compared])),
+        report.section("The figure", *figure_parts(figure, correlations)),
+        report.section("How well each image predicts", correlation_table(correlations)),
+        report.section("Does the original tell more?", comparison_table(comparisons)),
         report.section(
             "Left out",
             report.bullets([str(problem) for problem in problems]) if problems else report.paragraph("Nothing."),
@@ -62,9 +44,39 @@ def write_report(
     return report.write(report.page("What the head tells about muscle", lead, sections), path)
 
 
+def figure_parts(figure: Path, correlations: Sequence[Mapping]) -> list[str]:
+    """The figure, how to read it, and what to bear in mind."""
+    from .fit import TRAINED_ON_IXI
+
+    parts = [report.figure(figure, "Bootstrap distributions of the correlation by image type", "")]
+    parts += [report.paragraph(text, "note") for text in _WHAT_IT_MEANS]
+    refaced = any(row["image"] == "refaced" for row in correlations)
+    return parts + ([report.paragraph(TRAINED_ON_IXI, "notice")] if refaced else [])
+
+
+def correlation_table(rows: Sequence[Mapping]) -> str:
+    return report.table(_columns(
+        ("target", "target"), ("image", "image"), ("n", "n", 0), ("rho", "rho", 3), ("ci_low", "95 % from", 3),
+        ("ci_high", "to", 3), ("p_permutation", "p permutation", 4), ("p_permutation_holm", "Holm", 4),
+    ), [_shown(row) for row in rows])  # fmt: skip
+
+
+def comparison_table(rows: Sequence[Mapping]) -> str:
+    return report.table(_columns(
+        ("target", "target"), ("image", "original against"), ("rho_difference", "difference", 3),
+        ("ci_low", "95 % from", 3), ("ci_high", "to", 3), ("p_permutation_holm", "p permutation, Holm", 4),
+        ("p_paired_bootstrap_holm", "p bootstrap, Holm", 4), ("p_steiger", "Steiger", 4),
+        ("p_wilcoxon_over_resamples", "as published", 4),
+    ), [_shown(row) for row in rows])  # fmt: skip
+
+
 def _columns(*given: tuple) -> list:
     return [report.Column(*one) for one in given]
 
 
-def _without_nan(row: Mapping) -> dict:
+def _shown(row: Mapping) -> dict:
+    return without_nan({**row, "image": NAMES.get(row["image"], row["image"])})
+
+
+def without_nan(row: Mapping) -> dict:
     return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}

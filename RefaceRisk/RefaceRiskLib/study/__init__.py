@@ -6,6 +6,7 @@
 ``ledger``        finished steps on disk, each with the hashes of what it read and wrote; the run's lock
 ``subject``       one subject: all defacers on one registration, all refacings, all distances
 ``linkage``       which original each processed face looks most like, within the cohort alone
+``muscle``        what the heads tell about muscle, where the table knows of it
 ``engine``        subjects handed out to processes, here or on a cluster
 ``statistics``    paired tests over subjects, intervals, rates
 ``figures``       distances and match curves as pictures

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__, report
+from ..radiodensity.report_page import comparison_table, correlation_table, figure_parts
 from ..report import Column
 from .figures import NAMES
 
@@ -55,9 +56,17 @@ LIMITS = (
     "A model that saw more heads would bring back more: read distances and rates as what is possible at least.",
     "Refaced images are synthetic. Do not use them as scans, and do not try to identify anybody by them.",
 )
+MUSCLE = (
+    "How dense the muscles elsewhere in the body are (radiodensity in CT, in HU) was predicted from each kind of image "
+    "of the head; rho is the rank correlation of prediction and measurement. All tables are in the folder muscle."
+)
+LEFT_OUT = "rows or values of the table could not be used; muscle/excluded.tsv tells which, and why."
 PRIVACY = (
     "The folder of this study holds face surfaces of the originals (.refacerisk/faces). Keep it as you keep the scans, "
     "or delete that folder when you are done. This page holds numbers alone."
+)
+PRIVACY_OF_MUSCLE = (
+    "The images that muscle is predicted from lie in .refacerisk/muscle; those of the originals show faces."
 )
 PRIVACY_WITH_PICTURES = "This page shows faces of participants: keep it as you keep the scans themselves."
 
@@ -153,6 +162,8 @@ def study_page(summary: Mapping, figures: Mapping[str, Path], drawn: Mapping[str
     """The HTML. `figures`: distances and linkage; `drawn`: faces of participants that were asked for."""
     group = _group(summary)
     sections = [report.paragraph(PRIVACY_WITH_PICTURES if drawn else PRIVACY, "notice")]
+    if "muscle" in figures:
+        sections.append(report.paragraph(PRIVACY_OF_MUSCLE, "notice"))
     if "distances" in figures:
         caption = "A point is a head; box: quartiles and median. Front half of the head, crown to chin."
         picture = report.figure(figures["distances"], "Box plot of mean distances by defacer and image", caption)
@@ -161,6 +172,8 @@ def study_page(summary: Mapping, figures: Mapping[str, Path], drawn: Mapping[str
         sections.append(report.section("Is that beyond chance", *_test_tables(summary["tests"], group)))
     if summary["linkage"]:
         sections.append(report.section("Who is matched to whom", *_link_tables(summary, figures, group)))
+    if "muscle" in summary:
+        sections.append(report.section("What the head tells about muscle", *_muscle_parts(summary["muscle"], figures)))
     sections.append(report.section("How the defacing went", _defacing_table(summary["defacing"])))
     if drawn:
         pictures = [report.figure(path, f"Rendered faces of {label}", label) for label, path in drawn.items()]
@@ -235,6 +248,21 @@ def _link_tables(summary: Mapping, figures: Mapping[str, Path], group: str) -> l
             table = report.table(LINK_COLUMNS, rows, caption, bars="rank1_percent")
             parts.append(table if region == "removed" and one == group else report.folded(f"{where}; {who}", table))
     return parts
+
+
+def _muscle_parts(muscle: Mapping, figures: Mapping[str, Path]) -> list[str]:
+    """What `muscle.bring_up_to_date` told, with the figure."""
+    if muscle["why_not"]:
+        return [report.paragraph(f"No muscle is predicted: {muscle['why_not']}.")]
+    left_out = muscle["left_out"]
+    return [
+        report.paragraph(MUSCLE),
+        report.bullets(muscle["in_words"]),
+        *figure_parts(figures["muscle"], muscle["correlations"]),
+        correlation_table(muscle["correlations"]),
+        report.folded("Does the original tell more?", comparison_table(muscle["comparisons"])),
+        *([report.paragraph(f"{left_out} {LEFT_OUT}", "note")] if left_out else []),
+    ]
 
 
 def _defacing_table(rows: Sequence[Mapping]) -> str:

@@ -48,8 +48,17 @@ class Settings:
     def from_message(cls, message: dict) -> Settings:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in message.items()})
 
+    def muscle_types(self) -> tuple[str, ...]:
+        """The images that muscle is predicted from: the original and all that this study makes of it."""
+        from ..radiodensity.images import IMAGE_TYPES, REFACED_FROM
+
+        made = {"original", *self.methods}
+        if "reference" in self.models and REFACED_FROM in self.methods:
+            made.add("refaced")
+        return tuple(name for name in IMAGE_TYPES if name in made)
+
     def key_of(self, step: str, head_sha256: str) -> str:
-        """The key of one step: "original", or the name of a defacer."""
+        """The key of one step: "original", the name of a defacer, or "muscle"."""
         asked: dict = {"version": __version__, "layout": LAYOUT, "step": step, "head": head_sha256}
         asked["template"] = digest_of(resources_root() / "Template")
         if step != "original":
@@ -57,6 +66,8 @@ class Settings:
         if step not in ("original", *DRAWN):
             drawn = {"steps": self.steps, "samples": self.samples, "seed": self.seed}
             asked["models"] = [[name, model_digest(name), drawn if is_cascade(name) else {}] for name in self.models]
+        if step == "muscle":
+            asked["types"] = self.muscle_types()
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__, jobs
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..report import write_text
+from ..volumes import sha256_of
 from . import link, statistics
+from . import muscle as muscles
 from .engine import Engine, engine
 from .ledger import Ledger, locked
 from .participants import Participant, read_participants
@@ -45,6 +47,7 @@ def run_study(
     workers: int | None = None,
     scheduler: str | None = None,
     linkage: bool = True,
+    muscle: bool = True,
     pictures: Sequence[str] = (),
     verify: bool = False,
     strict: bool = False,
@@ -53,6 +56,7 @@ def run_study(
     task: Callable[[Mapping], dict] = process,
 ) -> jobs.Done:
     """Defaces, refaces and measures every participant of `source` (folder or TSV), and links them; all goes to `out`.
+    Where the table has muscle (`hu_thigh`, `ct_thigh` ...), predicts it from each kind of image (`muscle`: or not).
 
     `methods`: defacers (None or "all": all that need no mask by hand). `models`: refacers. `steps`: network calls a
     stage (default: 4, the light setting). `workers`, `scheduler`: see `engine`. `pictures`: participants whose faces
@@ -70,6 +74,8 @@ def run_study(
     if strangers:
         raise RefaceRiskError(f"--pictures: {min(strangers)} does not take part", "name participants of the table")
     say = on_note or (lambda line: None)
+    body = muscles.asked(Path(source), people, settings) if muscle else None
+    with_muscle = body.names if body else frozenset()
     with locked(out) as cut_off:
         if cut_off:
             say(f"an earlier run ({cut_off}) was cut off; going on from what it finished")
@@ -79,21 +85,27 @@ def run_study(
         for number, person in enumerate(people):
             if number % 100 == 0:
                 report(on_progress, "what is left to do", number, len(people))
-            if not is_up_to_date(ledger, person.name, person.head, settings, verify):
+            if not is_up_to_date(ledger, person.name, person.head, settings, verify, person.name in with_muscle):
                 waiting.append(person)
         report(on_progress, "what is left to do", len(people), len(people), f"{len(waiting)} participants")
         idle = not waiting
         with engine(0 if idle else workers, None if idle else scheduler, len(waiting)) as force:
             if force.dashboard:
                 say(f"{force.workers} workers; dashboard: {force.dashboard}")
-            failed = _bring_up_to_date(force, waiting, settings, ledger, verify, task, on_progress)
+            failed = _bring_up_to_date(force, waiting, settings, ledger, verify, with_muscle, task, on_progress)
             finished = [person.name for person in people if person.name not in failed]
             if linkage and len(finished) > LARGEST_LINKAGE:
                 say(f"the linkage is left out: it compares all pairs, and takes {LARGEST_LINKAGE} heads at most")
                 linkage = False
             linked = _link(force, ledger, finished, settings, on_progress) if linkage and len(finished) > 1 else []
+        predicted = None
+        if body is not None:
+            able = [person for person in people if person.name not in failed]
+            predicted = muscles.bring_up_to_date(body, able, settings, ledger, verify, on_progress)
+            if predicted["why_not"]:
+                say(f"no muscle is predicted: {predicted['why_not']}")
         drawn = _draw_faces(people, finished, pictures, settings, ledger, on_progress)
-        done = _write_all(ledger, people, finished, failed, settings, linked, drawn, on_progress)
+        done = _write_all(ledger, people, finished, failed, settings, linked, predicted, drawn, on_progress)
     if strict and failed:
         raise RefaceRiskError(
             f"{len(failed)} of {len(people)} participants failed, the first: {min(failed)}: {failed[min(failed)]}",
@@ -118,13 +130,20 @@ def _checked_out(out: Path, source: Path, people: Sequence[Participant]) -> Path
 
 
 def _bring_up_to_date(
-    force: Engine, waiting: Sequence[Participant], settings: Settings, ledger: Ledger, verify: bool, task, on_progress
+    force: Engine,
+    waiting: Sequence[Participant],
+    settings: Settings,
+    ledger: Ledger,
+    verify: bool,
+    with_muscle: Collection[str],
+    task,
+    on_progress,
 ) -> dict[str, str]:
     """Runs what is left; participant -> reason, of those that failed."""
     told = settings.as_message()
     messages = (
         {"name": p.name, "head": str(p.head.absolute()), "out": str(ledger.out.absolute()), "settings": told,
-         "verify": verify}
+         "verify": verify, "muscle": p.name in with_muscle}
         for p in waiting
     )  # fmt: skip
     failed: dict[str, str] = {}
@@ -182,7 +201,7 @@ def _draw_faces(people, finished, pictures, settings: Settings, ledger: Ledger, 
     return drawn
 
 
-def _write_all(ledger, people, finished, failed, settings, linked, drawn, on_progress) -> jobs.Done:
+def _write_all(ledger, people, finished, failed, settings, linked, muscle, drawn, on_progress) -> jobs.Done:
     """Tables, figures and page, of the records alone; a file that would not change is left alone."""
     report(on_progress, "tables", 0, 1)
     seen_heads = trained_on(settings.models)
@@ -210,6 +229,8 @@ def _write_all(ledger, people, finished, failed, settings, linked, drawn, on_pro
         "linkage": groups,
         "match_curves": curves,
     }
+    if muscle is not None:
+        summary["muscle"] = muscle
     texts = {
         "distances.tsv": jobs.tsv(distances, DISTANCES),
         "defacing.tsv": jobs.tsv(defacing, DEFACING),
@@ -230,13 +251,19 @@ def _write_all(ledger, people, finished, failed, settings, linked, drawn, on_pro
     changed = write_if_changed(json.dumps(summary, indent=2) + "\n", outputs["summary.json"])
     figures = {name: ledger.out / name for name in ("distances.png", "linkage.png")}
     stamp = ledger.folder / "figures.sha256"
-    key = hashlib.sha256("".join([*texts.values(), *map(str, drawn.values())]).encode()).hexdigest()
+    shown = [*texts.values(), *map(str, drawn.values()), *([json.dumps(muscle)] if muscle is not None else [])]
+    fitted = {}
+    if muscle is not None and not muscle["why_not"]:
+        fitted["muscle"] = ledger.out / "muscle" / "figure.png"
+        outputs["muscle"] = ledger.out / "muscle" / "report.html"
+        shown.append(sha256_of(fitted["muscle"]))
+    key = hashlib.sha256("".join(shown).encode()).hexdigest()
     same = stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == key and outputs["report.html"].is_file()
     if changed or not same:
         from .figures import distances_figure, match_figure
 
         report(on_progress, "figures", 0, 1)
-        made = {}
+        made = dict(fitted)
         if distances_figure(distances, figures["distances.png"]):
             made["distances"] = figures["distances.png"]
         if match_figure(curves, figures["linkage.png"]):

@@ -24,8 +24,8 @@ from .plan import ALONE, DRAWN, FACE_ALONE, Settings, image_of, model_digest
 def process(message: Mapping, kind: type[Subject] | None = None) -> dict:
     """Brings one subject up to date; takes and returns a few hundred bytes, everything else goes through the disk.
 
-    `message`: name, head, out, settings (as a message). Returns name, status (`done` or `failed`), reason, seconds.
-    Never raises for what is wrong with one subject.
+    `message`: name, head, out, settings (as a message), verify, muscle (whether it is predicted). Returns name,
+    status (`done` or `failed`), reason, seconds. Never raises for what is wrong with one subject.
     """
     began = time.perf_counter()
     use_one_thread()
@@ -33,7 +33,8 @@ def process(message: Mapping, kind: type[Subject] | None = None) -> dict:
     name = message["name"]
     try:
         ledger, settings = Ledger(message["out"]), Settings.from_message(message["settings"])
-        (kind or Subject)(name, Path(message["head"]), ledger, settings).finish_all(message.get("verify", False))
+        subject = (kind or Subject)(name, Path(message["head"]), ledger, settings, message.get("muscle", False))
+        subject.finish_all(message.get("verify", False))
     except Exception as error:  # of one participant; the others go on
         reason = str(error) if isinstance(error, RefaceRiskError) else f"unexpected {type(error).__name__}: {error}"
         if isinstance(error, MemoryError):
@@ -68,7 +69,13 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 64 << 20)
 
 
-def is_up_to_date(ledger: Ledger, name: str, head: Path, settings: Settings, verify: bool = False) -> bool:
+def steps_of(settings: Settings, muscle: bool) -> tuple[str, ...]:
+    return ("original", *settings.methods, *(("muscle",) if muscle else ()))
+
+
+def is_up_to_date(
+    ledger: Ledger, name: str, head: Path, settings: Settings, verify: bool = False, muscle: bool = False
+) -> bool:
     """Whether nothing is left to do for a subject, from the disk alone and without reading the head again."""
     record = ledger.read(name)
     told = record.get("input", {})
@@ -79,7 +86,7 @@ def is_up_to_date(ledger: Ledger, name: str, head: Path, settings: Settings, ver
     if not same and told.get("sha256") != _sha256(head):
         return False
     digest = told.get("sha256") or ""
-    steps = ("original", *settings.methods)
+    steps = steps_of(settings, muscle)
     return all(ledger.is_finished(record, step, settings.key_of(step, digest), verify) for step in steps)
 
 
@@ -94,8 +101,8 @@ def _sha256(head: Path) -> str:
 class Subject:
     """One participant with its record; `finish_all` does what the record lacks."""
 
-    def __init__(self, name: str, head: Path, ledger: Ledger, settings: Settings):
-        self.name, self.path, self.ledger, self.settings = name, head, ledger, settings
+    def __init__(self, name: str, head: Path, ledger: Ledger, settings: Settings, muscle: bool = False):
+        self.name, self.path, self.ledger, self.settings, self.muscle = name, head, ledger, settings, muscle
         self.record = ledger.read(name)
         self.prepared = self.faces = self.shared = None
         self._refacers: dict = {}
@@ -107,12 +114,13 @@ class Subject:
         if self.record.get("input", {}).get("sha256") != digest:
             self.record = {"input": {}, "steps": {}}
         self.record["input"] = {"file": self.path.name, "sha256": digest, "signature": before}
-        wanted = {step: self.settings.key_of(step, digest) for step in ("original", *self.settings.methods)}
+        wanted = {step: self.settings.key_of(step, digest) for step in steps_of(self.settings, self.muscle)}
         missing = [s for s, key in wanted.items() if not self.ledger.is_finished(self.record, s, key, verify)]
         for step in missing:
             began = time.perf_counter()
             self._prepare()
-            found = self._original() if step == "original" else self._defaced(step)
+            whole = {"original": self._original, "muscle": self._muscle}
+            found = whole[step]() if step in whole else self._defaced(step)
             outputs = found.pop("outputs")
             self.record["steps"][step] = {
                 "key": wanted[step],
@@ -195,6 +203,32 @@ class Subject:
             },
         }
 
+    def _muscle(self) -> dict:
+        """The images that muscle is predicted from, of what the defacers' steps left on disk."""
+        from ..radiodensity.images import keep_images
+        from .muscle import images_folder
+
+        images = ((name, self._image_for_muscle(name)) for name in self.settings.muscle_types())
+        kept = keep_images(self.prepared, images_folder(self.ledger), self.name, images)
+        return {
+            "outputs": sorted(file for file in (images_folder(self.ledger) / self.name).iterdir() if file.is_file()),
+            "refused": kept.refused,
+        }
+
+    def _image_for_muscle(self, name: str) -> tuple | str:
+        """Image, affine and verdict; or why there is none."""
+        from ..radiodensity.images import REFACED_FROM
+
+        registration = self.prepared.registration
+        if name == "original":
+            return self.volume, registration.matrix, registration.quality.verdict
+        method, image = (REFACED_FROM, "dpm") if name == "refaced" else (name, "defaced")
+        path, entry = volume_path(self.ledger.out, self.name, method, image), self.record["steps"][method]
+        if path.relative_to(self.ledger.out).as_posix() not in entry["outputs"]:
+            return entry.get("refused") or "was not made"
+        place = self._blind_of_all() if name == "refaced" else registration
+        return volumes.load(path), place.matrix, entry["quality"]["verdict"]
+
     def _refaced(self, defaced) -> tuple:
         """The registration of the defaced head alone, and by image the completed volumes and their seconds."""
         began = time.perf_counter()
@@ -223,6 +257,9 @@ class Subject:
         """
         if defaced.method in ALONE:
             return self._registered(defaced.volume, defaced.method)
+        return self._blind_of_all()
+
+    def _blind_of_all(self):
         if self.shared is None:
             from ..defacing import METHODS
 
