@@ -55,6 +55,8 @@ def registerSampleData() -> None:
     logic.registerCustomSampleDataSource(
         category=category,
         sampleName="MyConnectome",
+        uris=[],  # Slicer takes the length of these, though a downloader of our own needs none
+        fileNames=[],
         thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "MyConnectome.png"),
         customDownloader=downloadExampleHead,
     )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 from xml.etree import ElementTree
 
 import pytest
@@ -43,6 +47,35 @@ def test_a_module_tells_who_made_it_and_what_it_is_for(panel):
     assert "2025" in module.acknowledgementText or module.acknowledgementText
     assert module.contributors
     assert not module.icon.isNull()
+
+
+class SampleDataLogic:
+    """What Slicer 5.12 asks of a source: as many of each as there are addresses, though a downloader needs none."""
+
+    sources: ClassVar[list] = []
+
+    @classmethod
+    def registerCustomSampleDataSource(
+        cls, category, sampleName, uris=None, fileNames=None, nodeNames=None, customDownloader=None,
+        thumbnailFileName=None, loadFiles=None, loadFileTypes=None, checksums=None,
+    ):  # fmt: skip
+        if isinstance(uris, list | tuple):
+            each = [[None] * len(uris) if given is None else given for given in (nodeNames, loadFiles, checksums)]
+            nodeNames, loadFiles, checksums = each
+            loadFileTypes = [loadFileTypes] * len(uris) if loadFileTypes is None else loadFileTypes
+        many = (uris, fileNames, nodeNames, loadFiles, loadFileTypes, checksums)
+        assert len({len(given) for given in many}) == 1  # TypeError for None, as in Slicer
+        cls.sources.append((category, sampleName, customDownloader, thumbnailFileName))
+
+
+def test_the_sample_head_is_registered_as_slicer_asks(open_panel, monkeypatch):
+    module = sys.modules[type(open_panel("RefaceRisk").widget).__module__]
+    monkeypatch.setitem(sys.modules, "SampleData", SimpleNamespace(SampleDataLogic=SampleDataLogic))
+    monkeypatch.setattr(SampleDataLogic, "sources", [])
+    module.registerSampleData()
+    [(_, name, downloader, thumbnail)] = SampleDataLogic.sources
+    assert name == "MyConnectome" and downloader is module.downloadExampleHead
+    assert Path(thumbnail).is_file()
 
 
 def test_entering_and_leaving_again_and_again_binds_once(panel):
