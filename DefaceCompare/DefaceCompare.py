@@ -22,7 +22,7 @@ from slicer.ScriptedLoadableModule import (
 from RefaceRiskLib.bridge.comparison import Comparison
 from RefaceRiskLib.bridge.drawing import Drawing
 from RefaceRiskLib.bridge.nodes import in_scene, node_from_volume, place_beside, table_node, volume_from_node
-from RefaceRiskLib.bridge.panel import Panel, show_in_slices
+from RefaceRiskLib.bridge.panel import Panel, show_in_slices, turn_to_skin
 from RefaceRiskLib.bridge.worker_process import Job, JobRunner, started, waited
 from RefaceRiskLib.errors import RefaceRiskError
 
@@ -80,6 +80,7 @@ class DefaceCompareParameterNode:
     verdicts: vtkMRMLTableNode
 
 
+TABLE_HEIGHT, SCROLL_BAR_HEIGHT = 180, 20  # pixels: of the rows at most, and of what lies below them
 VERDICT_COLOURS = {"ok": "#2e9e5b", "check": "#d08a00", "failed": "#d23f31"}
 BY_HAND = "interactive"
 
@@ -111,7 +112,8 @@ class DefaceCompareWidget(Panel):
         ui.undoButton.connect("clicked(bool)", self.onUndoButton)
         ui.drawButton.connect("toggled(bool)", self.onDrawToggled)
         ui.defaceByHandButton.connect("clicked(bool)", self.onDefaceByHandButton)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartSaveEvent, self.onSceneStartSave)
+        # Slicer has no event for a scene that is about to be saved: results say it when they come, and this afterwards.
+        slicer.app.ioManager().connect("fileSaved(qSlicerIO::IOProperties)", self.onFileSaved)
 
     def selectDefaults(self) -> None:
         if not self._parameterNode.inputVolume:
@@ -171,6 +173,8 @@ class DefaceCompareWidget(Panel):
         if outputs.defaced:
             show_in_slices(background=next(iter(outputs.defaced.values())))
         self.showEnd(error)
+        if error is None:
+            self.ui.statusLabel.text = " ".join(filter(None, (f"{self.ui.statusLabel.text}.", self.facesInScene())))
 
     # --- results ---
 
@@ -196,6 +200,9 @@ class DefaceCompareWidget(Panel):
                     item.setForeground(qt.QBrush(qt.QColor(VERDICT_COLOURS.get(text, "#808080"))))
                 view.setItem(row, column, item)
         view.resizeColumnsToContents()
+        # No taller than its rows, with room for a scroll bar: what follows in the panel stays in sight.
+        rows = sum(view.rowHeight(row) for row in range(view.rowCount))
+        view.setFixedHeight(view.horizontalHeader().height + min(rows, TABLE_HEIGHT) + SCROLL_BAR_HEIGHT)
 
     def onVerdictSelected(self) -> None:
         """Shows what the method of the selected row made."""
@@ -237,12 +244,19 @@ class DefaceCompareWidget(Panel):
             lambda: self.logic.startCarry(chosen, others, onProgress=self.showProgress, onEnd=self.onEnd)
         )
 
-    def onSceneStartSave(self, caller, event) -> None:
-        originals = {r.original.GetName() for r in self.liveResults().values() if in_scene(r.original)}
-        if originals:
-            text = _("The scene still holds a head with its face: {names}. Delete it before you share the scene.")
-            self.ui.statusLabel.text = text.format(names=", ".join(sorted(originals)))
-            slicer.util.warningDisplay(self.ui.statusLabel.text)
+    def facesInScene(self) -> str:
+        """Which heads still show their faces, in one line; empty when none does."""
+        originals = {result.original.GetName() for result in self.liveResults().values() if in_scene(result.original)}
+        if not originals:
+            return ""
+        text = _("The scene still holds a head with its face: {names}. Delete it before you save or share the scene.")
+        return text.format(names=", ".join(sorted(originals)))
+
+    def onFileSaved(self, saved: dict) -> None:
+        warning = self.facesInScene()
+        if warning and str(saved.get("fileName", "")).lower().endswith((".mrb", ".mrml")):
+            self.ui.statusLabel.text = warning
+            slicer.util.warningDisplay(warning)
 
     # --- by hand ---
 
@@ -265,6 +279,7 @@ class DefaceCompareWidget(Panel):
         self.cut = cut
         if cut is not None:
             show_in_slices(background=cut.head, label=cut.mask)
+            turn_to_skin()
         self.showEnd(error)
         if cut is not None:
             self.ui.statusLabel.text = _("Drag the plane and the box: what turns red goes. The brain cannot be cut.")
@@ -281,6 +296,7 @@ class DefaceCompareWidget(Panel):
             self.drawing.begin(self.cut, self.ui.drawingBox.layout())
         else:
             self.drawing.end()
+        show_in_slices(background=self.cut.head, label=self.cut.mask)  # the Segment Editor empties the label layer
 
     def onDefaceByHandButton(self, *_clicked) -> None:
         self.ui.drawButton.checked = False
@@ -307,6 +323,7 @@ class DefaceCompareWidget(Panel):
     def cleanup(self) -> None:
         self.stopCutting()
         self.comparison.restore()
+        slicer.app.ioManager().disconnect("fileSaved(qSlicerIO::IOProperties)", self.onFileSaved)
         super().cleanup()
 
 

@@ -173,6 +173,7 @@ class MuscleFromHeadWidget(Panel):
 
     def onCheckButton(self, *_clicked) -> None:
         """Lists what is wrong with the participants table, row by row."""
+        self.ui.statusLabel.text = ""
         try:
             found = self.logic.check(self._parameterNode.participantsFile)
         except RefaceRiskError as error:

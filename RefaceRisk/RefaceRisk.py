@@ -21,7 +21,7 @@ from slicer.ScriptedLoadableModule import (
 from RefaceRiskLib.bridge.comparison import Comparison
 from RefaceRiskLib.bridge.nodes import in_scene, node_from_volume, place_beside, table_node, volume_from_node
 from RefaceRiskLib.bridge.packages import ensure_diffusion_packages
-from RefaceRiskLib.bridge.panel import Panel, show_in_slices
+from RefaceRiskLib.bridge.panel import Panel, show_in_slices, turn_to_skin
 from RefaceRiskLib.bridge.skins import forming_node, show_legend, skin_node
 from RefaceRiskLib.bridge.worker_process import Job, JobRunner, started, waited
 from RefaceRiskLib.errors import RefaceRiskError
@@ -176,7 +176,10 @@ class RefaceRiskWidget(Panel):
 
     def onPreview(self, job: Job, message: dict) -> None:
         """The skin as it forms, in the 3-D views and as an outline in the slices."""
-        self.forming = forming_node(message["path"], self.forming if in_scene(self.forming) else None)
+        first = not in_scene(self.forming)
+        self.forming = forming_node(message["path"], None if first else self.forming)
+        if first:
+            turn_to_skin()
 
     def onEnd(self, outputs: "Outputs", error: Exception | None) -> None:
         self.removeForming()

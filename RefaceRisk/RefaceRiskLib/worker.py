@@ -2,7 +2,8 @@
 
 The job file holds `{"job": "deface"|"compare"|"reface"|"measure"|..., "arguments": {...}}`, the arguments
 being those of the function of that name in `jobs`; optionally `"scratch"` (a folder for previews) and
-`"cancel_on_eof": true` (also stop when the parent goes away).
+`"cancel_on_eof": true` (also stop when the parent goes away, and remove the scratch folder, which nobody else
+would: heads with their faces lie there).
 
 stdout carries JSON objects, one a line, and nothing else:
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -49,9 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     except RefaceRiskError as error:
         return _failed(channel, WRONG, error.what, error.hint, error.path)
 
-    asked_to_stop = threading.Event()
-    _listen(asked_to_stop, stop_at_end=bool(job.get("cancel_on_eof", False)))
-    return run_job(job, channel, asked_to_stop)
+    asked_to_stop, alone = threading.Event(), threading.Event()
+    _listen(asked_to_stop, alone, stop_at_end=bool(job.get("cancel_on_eof", False)))
+    status = run_job(job, channel, asked_to_stop)
+    if alone.is_set() and status != SUCCESS and job.get("scratch"):
+        shutil.rmtree(job["scratch"], ignore_errors=True)
+    return status
 
 
 def read_job(path: str | Path) -> dict:
@@ -144,7 +149,7 @@ def _claim_stdout():
     return channel
 
 
-def _listen(asked_to_stop: threading.Event, stop_at_end: bool) -> None:
+def _listen(asked_to_stop: threading.Event, alone: threading.Event, stop_at_end: bool) -> None:
     def read() -> None:
         # os.read and not sys.stdin: a thread blocked inside sys.stdin's lock makes Python abort at exit.
         heard = b""
@@ -158,6 +163,8 @@ def _listen(asked_to_stop: threading.Event, stop_at_end: bool) -> None:
             *lines, heard = (heard + piece).split(b"\n")
             if any(line.strip() == b"cancel" for line in lines):
                 asked_to_stop.set()
+        if stop_at_end:
+            alone.set()
         if stop_at_end or heard.strip() == b"cancel":
             asked_to_stop.set()
 

@@ -170,6 +170,28 @@ def test_a_parent_that_goes_away_stops_the_job_when_it_asked_for_that(tmp_path):
     assert child.end()[0] == 130
 
 
+def test_a_job_whose_parent_is_gone_leaves_no_head_behind(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "head.nii").write_text("a head with its face")
+    child = Child({"job": "endless", "cancel_on_eof": True, "scratch": str(scratch)}, tmp_path)
+    child.hear()
+    assert child.end()[0] == 130
+    assert not scratch.exists()
+
+
+def test_a_job_that_is_cancelled_leaves_its_folder_to_the_parent(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    child = Child({"job": "endless", "cancel_on_eof": True, "scratch": str(scratch)}, tmp_path)
+    child.hear()
+    child.process.stdin.write(b"cancel\n")
+    child.process.stdin.flush()
+    assert child.process.wait(20) == 130
+    assert scratch.exists()
+    child.end()
+
+
 def test_it_runs_by_path_from_any_folder(tmp_path):
     job = {"job": "train", "arguments": {"stage": "coarse", "data": "absent", "out": "weights"}}
     (tmp_path / "report.py").write_text("raise SystemExit('the wrong module')")

@@ -22,7 +22,7 @@ def panel(open_panel, layout_manager, a_head):
     return opened
 
 
-def test_a_plane_is_dragged_used_and_saved_and_gone_with_the_scene(panel, event_loop, a_head, tmp_path):
+def test_a_plane_is_dragged_used_and_saved_and_gone_with_the_scene(panel, event_loop, a_head, tmp_path, monkeypatch):
     import pythonqt
     import slicer
 
@@ -44,6 +44,12 @@ def test_a_plane_is_dragged_used_and_saved_and_gone_with_the_scene(panel, event_
     ui.undoButton.click()
     assert widget.cut.removed_voxels == wider
 
+    shown = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+    for drawing in (True, False):
+        ui.drawButton.checked = drawing
+        assert widget.drawing.active == drawing
+        assert shown.GetLabelVolumeID() == widget.cut.mask.GetID()
+
     ui.defaceByHandButton.click()
     event_loop.until(lambda: not widget.running, 120 * patience())
     assert ui.verdictTable.rowCount == 1, ui.statusLabel.text
@@ -53,6 +59,13 @@ def test_a_plane_is_dragged_used_and_saved_and_gone_with_the_scene(panel, event_
     np.testing.assert_array_equal(after[~removed], a_head.intensities[~removed])
     assert removed.any() and not after[removed].any()
     assert result.record["quality"]["brain_voxels_touched"] == 0
+
+    said = []
+    monkeypatch.setattr(slicer.util, "warningDisplay", said.append)
+    for name in ("head.nii.gz", "scene.mrb"):
+        slicer.app.ioManager().emitFileSaved({"fileName": name})
+    warning = "The scene still holds a head with its face: head. Delete it before you save or share the scene."
+    assert said == [warning] and ui.statusLabel.text == warning
 
     folder = tmp_path / "copies"
     folder.mkdir()

@@ -9,7 +9,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 
-from RefaceRiskLib.bridge.live_cut import REMOVED, LiveCut  # noqa: E402
+from RefaceRiskLib.bridge.live_cut import REMOVED, REMOVED_RGB, LiveCut  # noqa: E402
 from RefaceRiskLib.bridge.nodes import node_from_volume  # noqa: E402
 from RefaceRiskLib.volumes import Volume  # noqa: E402
 
@@ -38,6 +38,19 @@ def test_the_first_cut_is_made_where_the_plane_lies(scene, tmp_path):
     assert not shown[distance <= 5].any()
     red = cut.skin.GetPolyData().GetPointData().GetArray(REMOVED).GetRange()
     assert red == (0, 1)
+
+
+def test_what_goes_is_red_in_the_slices_too_and_the_rest_is_clear(scene, tmp_path):
+    cut, _ = a_cut(32, tmp_path)
+    table = cut.mask.GetDisplayNode().GetColorNode().GetLookupTable()
+    np.testing.assert_allclose(table.GetTableValue(1), (*REMOVED_RGB, 1.0), atol=0.01)
+    assert table.GetTableValue(0)[3] == 0
+
+
+def test_a_stroke_that_changes_nothing_is_none_to_take_back(scene, tmp_path):
+    cut, distance = a_cut(32, tmp_path)
+    cut.draw(distance < 0)  # the brain cannot go
+    assert not cut.undo()
 
 
 def test_the_mask_follows_the_plane_and_the_box(scene, tmp_path):

@@ -55,11 +55,19 @@ class Drawing:
             return
         if use and cut.head.GetScene() is not None:
             for segment, add in ((REMOVE, True), (KEEP, False)):
+                if self._is_empty(segment):
+                    continue  # an array of it cannot be asked for
                 drawn = slicer.util.arrayFromSegmentBinaryLabelmap(self._segmentation, segment, cut.head)
                 if drawn is not None and drawn.any():
                     cut.draw(drawn.transpose(2, 1, 0) > 0, add)
         slicer.mrmlScene.RemoveNode(self._segmentation)
         self._segmentation = None
+
+    def _is_empty(self, segment: str) -> bool:
+        name = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+        found = self._segmentation.GetSegmentation().GetSegment(segment)
+        painted = found.GetRepresentation(name) if found is not None else None
+        return painted is None or painted.IsEmpty()
 
     def _segments(self, head):
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Cut by hand")

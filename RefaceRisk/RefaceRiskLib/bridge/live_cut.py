@@ -46,6 +46,8 @@ class LiveCut:
             f"{head.GetName()} cut",
             "vtkMRMLLabelMapVolumeNode",
         )
+        self.mask.CreateDefaultDisplayNodes()
+        self.mask.GetDisplayNode().SetAndObserveColorNodeID(_colours("stays", (0, 0, 0), 0.0).GetID())
         shown = slicer.util.arrayFromVolume(self.mask).transpose(2, 1, 0)  # the node's own memory as (I, J, K)
         distance = np.asfortranarray(brain_distance.voxels, np.float32)
         self.cutter = Cutter(volume, distance, margin_mm, mask=shown)
@@ -87,7 +89,10 @@ class LiveCut:
 
     def draw(self, mask: np.ndarray, add: bool = True) -> None:
         """Add what somebody drew, (I, J, K) bool, to what goes, or give it back."""
+        before = self.removed_voxels
         self.cutter.paint(Drawn(mask), add)
+        if self.removed_voxels == before:
+            self.cutter.undo()  # a stroke that changed nothing is none to take back
         self._show()
 
     def undo(self) -> bool:
@@ -154,7 +159,7 @@ class LiveCut:
         self._scalars.SetName(REMOVED)
         self.skin.GetPolyData().GetPointData().SetScalars(self._scalars)
         display = self.skin.GetDisplayNode()
-        display.SetAndObserveColorNodeID(_two_colours().GetID())
+        display.SetAndObserveColorNodeID(_colours("skin", SKIN_RGB, 1.0).GetID())
         display.SetActiveScalarName(REMOVED)
         display.SetScalarRangeFlag(slicer.vtkMRMLDisplayNode.UseManualScalarRange)
         display.SetScalarRange(0, 1)
@@ -190,17 +195,18 @@ def _with_handles(node) -> None:
     display.SetPropertiesLabelVisibility(False)
 
 
-def _two_colours():
-    """Skin and what is cut off it; one table a scene."""
-    found = slicer.mrmlScene.GetSingletonNode("RefaceRiskCut", "vtkMRMLColorTableNode")
+def _colours(rest: str, rgb: tuple, opacity: float):
+    """Two colours: what goes, and the rest; one table a scene for each name of the rest."""
+    tag = f"RefaceRiskCut-{rest}"
+    found = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLColorTableNode")
     if found is not None:
         return found
     table = slicer.vtkMRMLColorTableNode()
-    table.SetName("Skin and cut")
-    table.SetSingletonTag("RefaceRiskCut")
+    table.SetName(f"Cut, {rest}")
+    table.SetSingletonTag(tag)
     table.SetSaveWithScene(False)
     table.SetTypeToUser()
     table.SetNumberOfColors(2)
-    table.SetColor(0, "skin", *SKIN_RGB, 1.0)
+    table.SetColor(0, rest, *rgb, opacity)
     table.SetColor(1, "removed", *REMOVED_RGB, 1.0)
     return slicer.mrmlScene.AddNode(table)

@@ -15,6 +15,8 @@ from ..errors import RefaceRiskError
 from ..progress import Cancelled
 from .worker_process import JobRunner, follow
 
+LABEL_OPACITY = 0.5
+
 
 class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     """A panel whose .ui file has `applyButton`, `progressBar` and `statusLabel`.
@@ -216,4 +218,13 @@ def show_in_slices(background=None, foreground=None, label=None) -> None:
         return
     layers = {"background": background, "foreground": foreground, "label": label}
     layers = {name: node for name, node in layers.items() if node}
+    if label is not None:
+        layers["labelOpacity"] = LABEL_OPACITY
     slicer.util.setSliceViewerLayers(**layers, fit=False)
+
+
+def turn_to_skin() -> None:
+    """The 3-D views centred on what is in them; does nothing without views."""
+    manager = slicer.app.layoutManager()
+    for index in range(manager.threeDViewCount if manager is not None else 0):
+        manager.threeDWidget(index).threeDView().resetFocalPoint()

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 from xml.etree import ElementTree
 
 import slicer
@@ -181,6 +182,16 @@ class ModuleManager(QtCore.QObject):
         return list(self._modules)
 
 
+class IOManager(QtCore.QObject):
+    """Says what was saved after it was: nothing in Slicer 5.12 tells of a scene that is about to be saved."""
+
+    OVERLOADS: ClassVar[dict] = {"fileSaved(qSlicerIO::IOProperties)": "fileSaved"}
+    fileSaved = Signal(dict)
+
+    def emitFileSaved(self, told: dict) -> None:
+        self.fileSaved.emit(told)
+
+
 class Application(QtCore.QObject, Keeping):
     """slicer.app without a window; `setLayoutManager` gives it views."""
 
@@ -190,7 +201,7 @@ class Application(QtCore.QObject, Keeping):
 
     def __init__(self):
         super().__init__()
-        self._managers = {"module": ModuleManager(), "layout": None}
+        self._managers = {"module": ModuleManager(), "layout": None, "io": IOManager()}
         self._folder = tempfile.TemporaryDirectory(prefix="slicer-standin-")
         self._settings = QtCore.QSettings(
             str(Path(self._folder.name) / "Slicer.ini"), QtCore.QSettings.Format.IniFormat
@@ -201,6 +212,9 @@ class Application(QtCore.QObject, Keeping):
 
     def setLayoutManager(self, manager) -> None:
         self._managers["layout"] = manager
+
+    def ioManager(self):
+        return self._managers["io"]
 
     def moduleManager(self):
         return self._managers["module"]

@@ -355,6 +355,7 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame, _HasScene, Keeping):
             return
         self._segmentation = node
         self._editor.SetAndObserveSegmentationNode(node)
+        self._hide_label_layer()
         self.segmentationNodeChanged.emit(node)
 
     def segmentationNode(self):
@@ -377,6 +378,15 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame, _HasScene, Keeping):
 
     def setActiveEffectByName(self, name: str) -> None:
         self._effect = name
+
+    @staticmethod
+    def _hide_label_layer() -> None:
+        """As the real one does with every slice view when it is given a segmentation."""
+        import slicer
+
+        manager = slicer.app.layoutManager()
+        for name in manager.sliceViewNames() if manager is not None else ():
+            manager.sliceWidget(name).mrmlSliceCompositeNode().SetLabelVolumeID(None)
 
     def activeEffect(self):
         return None
