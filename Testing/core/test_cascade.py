@@ -183,7 +183,7 @@ def test_a_mask_of_another_grid_is_refused(case):
         Refacer.load("linear").reface(defaced.volume, np.ones((3, 3, 3), bool), registration=registration)
 
 
-@pytest.mark.parametrize("stage", ["coarse", "face"])
+@pytest.mark.parametrize("stage", ["coarse", "middle"])
 def test_damaged_weights_are_refused(tmp_path, stage):
     shutil.copytree(model_folder("reference"), tmp_path / "model")
     path = tmp_path / "model" / stage / "weights.safetensors"
