@@ -200,13 +200,20 @@ def cost(subject: str, steps: int | None, samples: int) -> dict:
 
     head = read(subject)
     defaced = deface(head, "mri_deface")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     began = time.perf_counter()
-    Refacer.load("reference").reface(defaced.volume, defaced.removed, samples=samples, steps=steps)
-    wall = time.perf_counter() - began
+    starts: dict[str, float] = {"load": began}
+
+    def note(progress) -> None:
+        name = "register" if progress.stage.startswith("register") else progress.stage.split(" ")[0]
+        starts.setdefault(name, time.perf_counter())
+
+    Refacer.load("reference").reface(defaced.volume, defaced.removed, samples=samples, steps=steps, on_progress=note)
+    ended = time.perf_counter()
+    times = [*starts.values(), ended]
+    stages = {name: after - at for name, at, after in zip(starts, times, times[1:], strict=False)}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    return {"seconds": wall, "gb": peak, "before_gb": before, "device": device}
+    return {"seconds": ended - began, "gb": peak, "device": device, "stages": stages}
 
 
 def print_cost(subject: str) -> bool:
@@ -220,6 +227,8 @@ def print_cost(subject: str) -> bool:
         print(f"{steps or 'default':>8}{samples:9d}{found['seconds']:9.1f}{found['gb']:9.2f}{os.getloadavg()[0]:7.1f}",
               flush=True)  # fmt: skip
         if steps is None:
+            told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found["stages"].items())
+            print(f"         {told} (drawing it into the head with the last)")
             good = found["seconds"] <= SECONDS and found["gb"] <= GIGABYTES
             print(f"         on {found['device']}; limits {SECONDS} s, {GIGABYTES} GB{'' if good else ': MISSED'}")
     return good

@@ -76,5 +76,5 @@ def test_a_plane_is_dragged_used_and_saved_and_gone_with_the_scene(panel, event_
     assert json.loads((folder / "head_interactive.json").read_text(encoding="utf-8"))["method"] == "interactive"
 
     slicer.mrmlScene.Clear(0)  # while the handles are there
-    assert widget.cut is None and ui.cutButton.text == "Cut by hand"
+    assert widget.cut is None and ui.cutButton.text == "Cut by hand" and ui.statusLabel.text == ""
     assert not ui.cutButton.enabled and not ui.saveButton.enabled

@@ -94,6 +94,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         super().onReload()
 
     def onSceneStartClose(self, caller, event) -> None:
+        self.ui.statusLabel.text = ""  # it speaks of nodes that go; what was running adds that it was cancelled
         self.stop()
         self.setParameterNode(None)
 
