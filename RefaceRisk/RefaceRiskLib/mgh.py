@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import RefaceRiskError
 from .geometry import spacing_of
-from .nifti import four_d
+from .nifti import check_complete, four_d
 
 _LAYOUT = np.dtype(
     [
@@ -47,12 +47,7 @@ def read(data: bytes, path) -> tuple[np.ndarray, np.ndarray, MghHeader]:
     """Voxels (I, J, K), affine and header of an unzipped .mgh file."""
     fields, dims, dtype = _told(data, path)
     size = prod(dims) * dtype.itemsize
-    if len(data) < HEADER_SIZE + size:
-        raise RefaceRiskError(
-            f"the file ends early: {len(data) - HEADER_SIZE} bytes of voxels, the header promises {size}",
-            "copy or download it again",
-            path,
-        )
+    check_complete(data, HEADER_SIZE, size, path)
     voxels = np.frombuffer(data, dtype, prod(dims), HEADER_SIZE).reshape(dims[:3], order="F")
     header = MghHeader(data[:HEADER_SIZE], data[HEADER_SIZE + size :])
     return voxels.astype(dtype.newbyteorder("=")), _affine(fields), header

@@ -85,17 +85,22 @@ def read(data: bytes, path) -> tuple[np.ndarray, np.ndarray, float, float, Nifti
     """Voxels (I, J, K) in native byte order, affine, slope, intercept and header of an unzipped file."""
     layout, fields, shape, dtype, offset = _told(data, path)
     size = prod(shape) * dtype.itemsize
+    check_complete(data, offset, size, path)
+    slope, intercept = _scaling(fields, path)
+    voxels = np.frombuffer(data, dtype, prod(shape), offset).reshape(shape, order="F")
+    voxels = voxels.astype(dtype.newbyteorder("="), copy=False)
+    header = NiftiHeader(data[:offset], data[offset + size :], layout)
+    return voxels, best_affine(fields, shape, path), slope, intercept, header
+
+
+def check_complete(data: bytes, offset: int, size: int, path) -> None:
+    """Raise `RefaceRiskError` unless ``size`` bytes of voxels follow the header's ``offset`` bytes."""
     if len(data) < offset + size:
         raise RefaceRiskError(
             f"the file ends early: {max(0, len(data) - offset)} bytes of voxels, the header promises {size}",
             "copy or download it again",
             path,
         )
-    slope, intercept = _scaling(fields, path)
-    voxels = np.frombuffer(data, dtype, prod(shape), offset).reshape(shape, order="F")
-    voxels = voxels.astype(dtype.newbyteorder("="), copy=False)
-    header = NiftiHeader(data[:offset], data[offset + size :], layout)
-    return voxels, best_affine(fields, shape, path), slope, intercept, header
 
 
 def _told(data: bytes, path) -> tuple[np.dtype, np.ndarray, tuple[int, int, int], np.dtype, int]:

@@ -211,6 +211,7 @@ class _Task:
     def fine(self) -> View:
         return self.head.closer(face_grid(self.template, FINE_MM))
 
+    @cached_property
     def tissue(self) -> np.ndarray:
         """The average head's tissue in this head's intensities (brain units), on the template's grid."""
         view = self.head.view
@@ -219,11 +220,10 @@ class _Task:
         )
 
     def linear_face(self) -> Face:
-        tissue = self.tissue()
-        coarse = Layer(self.coarse.grid, self.start, halved(tissue))
+        coarse = Layer(self.coarse.grid, self.start, halved(self.tissue))
         box = self.middle.grid
         distance = self.seamless(upsampled(self.start, coarse.grid, box), self.middle)
-        return [coarse, Layer(box, distance, cropped(tissue, self.head.view.grid, box))]
+        return [coarse, Layer(box, distance, cropped(self.tissue, self.head.view.grid, box))]
 
     @staticmethod
     def seamless(distance: np.ndarray, view: View) -> np.ndarray:

@@ -98,7 +98,7 @@ def started(stage: Stage, task: _Task, view: View, face: Face) -> Example:
     """What a stage starts from: the linear model's map, or the layer before on a finer grid."""
     if isinstance(stage, CoarseStage):
         image = view.image * ~view.missing
-        return stage.example(task.start, halved(task.tissue()), image, view.missing, view.known)
+        return stage.example(task.start, halved(task.tissue), image, view.missing, view.known)
     before = face[-1]
     distance = np.where(view.known, view.distance, upsampled(before.distance, before.grid, view.grid))
     tissue = upsampled(before.tissue, before.grid, view.grid, order=1)

@@ -60,8 +60,12 @@ def halved(array: np.ndarray) -> np.ndarray:
 
 def cropped(array: np.ndarray, grid: Grid, box: Grid) -> np.ndarray:
     """The part of an array (X, Y, Z, ...) on ``grid`` that lies on ``box``, a grid of some of the same voxels."""
-    first = np.rint((box.affine[:3, 3] - grid.affine[:3, 3]) / grid.spacing).astype(int)
-    return array[tuple(slice(f, f + n) for f, n in zip(first, box.shape, strict=True))]
+    return array[tuple(slice(f, f + n) for f, n in zip(first_voxel(grid, box), box.shape, strict=True))]
+
+
+def first_voxel(grid: Grid, box: Grid) -> np.ndarray:
+    """Where on ``grid`` the first voxel of ``box`` lies, (3,) int."""
+    return np.rint((box.affine[:3, 3] - grid.affine[:3, 3]) / grid.spacing).astype(int)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ from ..progress import Cancelled, OnProgress, report
 from ..template import Grid, load_template
 from .dataset import Hole, MaskDrawer, PreparedHead, fit_linear, folds, holes, load_fine, load_prepared, prepare, warped
 from .linear import LIMIT_MM, Seen, anchored, reliable, save_linear
-from .space import COARSE_MM, FINE_MM, MIDDLE_MM, coarse_grid, face_grid, halved, upsampled
+from .space import COARSE_MM, FINE_MM, MIDDLE_MM, coarse_grid, face_grid, first_voxel, halved, upsampled
 
 if TYPE_CHECKING:
     import torch
@@ -85,10 +85,9 @@ def train(
     heads = load_prepared(prepared)
     if stage == "middle":
         return _train_network(stage, heads, [], *how)
-    if _is_first():
-        holes(heads, prepared / "holes", on_progress=on_progress)
+    left = holes(heads, prepared / "holes", on_progress=on_progress) if _is_first() else None
     _wait_for_all()
-    left = holes(heads, prepared / "holes")
+    left = left or holes(heads, prepared / "holes")
     if stage == "coarse":
         return _train_network(stage, heads, left, *how)
     report(on_progress, "linear", 0, 1, f"{len(heads)} heads")
@@ -134,7 +133,7 @@ class ExampleMaker:
         return self.stage.example(start, self.average, image * ~missing, missing, known, (distance, image))
 
     def _middle(self, number: int, rng: np.random.Generator) -> Example:
-        first = np.rint((self.grid.affine[:3, 3] - self.template.affine[:3, 3]) / MIDDLE_MM).astype(int)
+        first = first_voxel(Grid(self.template.shape, self.template.affine), self.grid)
         image, distance, inside = warped(self.heads[number], self.grid.shape, first, MIDDLE_MM, rng, 1.5)
         removed = self._removed(self.masks.draw(rng), self.grid) | ~inside
         known = reliable(distance, removed, MIDDLE_MM)
@@ -217,7 +216,7 @@ def _train_network(name, heads, left, folder, resume, steps, batch, seed, minute
             save_weights(folder, average.average, config | {"heads": len(heads)})
 
     begun = saved = time.monotonic()
-    step, running = first, None
+    running = None
     for step in range(first + 1, steps + 1):
         drawn = [_draw(maker, seed, number) for number in _numbers(step - 1, batch, rank, world)]
         noisy, target, condition, weight, log_snr = _batch(stage, drawn, (low, high), seed, device)
