@@ -99,10 +99,11 @@ def working_image(head: Volume, spacing: float) -> tuple[np.ndarray, np.ndarray]
     shape = np.ceil((high - low) / spacing).astype(int)
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * spacing
-    image = as_mri(np.nan_to_num(head.intensities))
+    image = head.intensities
+    image = as_mri(image if np.isfinite(image).all() else np.nan_to_num(image))
     sigma = np.maximum(spacing / np.asarray(head.spacing) - 1, 0) * 0.5
     if sigma.max() > 0.1:
-        image = ndimage.gaussian_filter(image, sigma)
+        image = gaussian(image, sigma)
     image = resample(image, head.affine, tuple(shape), affine)
     bright = image[image > image.mean()]
     scale = np.percentile(bright, 90) if bright.size else 1.0
@@ -126,12 +127,13 @@ class _Moving:
         gradient = np.gradient(normal, spacing)
         return cls(Trilinear(np.stack([normal, *gradient])), affine)
 
-    def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Value (N,), gradient (N, 3) and inside (N,) bool at RAS points (N, 3)."""
-        index = ((points - self.affine[:3, 3]) / self.affine[0, 0]).T
+    def at(self, points: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Value (N,), gradient (3, N) and inside (N,) bool at ``matrix`` (4, 4) times the points (3, N), RAS mm."""
+        to_index = np.linalg.inv(self.affine) @ matrix
+        index = to_index[:3, :3] @ points + to_index[:3, 3:]
         inside = np.all((index >= 0) & (index <= self.channels.shape[:, None] - 1), axis=0)
         value, *gradient = self.channels.at(index)
-        return value, np.stack(gradient, axis=1), inside
+        return value, np.stack(gradient), inside
 
 
 def _gauss_newton(points, values, moving, matrix, iterations, rigid=False, signed=True):
@@ -140,15 +142,16 @@ def _gauss_newton(points, values, moving, matrix, iterations, rigid=False, signe
     Robust (Geman-McClure weights) because skulls differ and defaced heads have holes. ``rigid`` keeps to rotation,
     translation and one scale; ``signed=False`` lets the image be the negative of the template (T2w against T1w).
     """
-    centre = points.mean(0)
-    local = points - centre
+    # Everything is (..., N): numpy is quick along the last axis.
+    points = np.ascontiguousarray(points.T)
+    centre = points.mean(axis=1)
+    local = points - centre[:, None]
     scale = np.abs(local).max()
-    homogeneous = np.concatenate([local / scale, np.ones((len(local), 1))], axis=1)
+    homogeneous = np.concatenate([local / scale, np.ones((1, len(values)))])
     damping = 1e-3
     best = (matrix, -np.inf)
     for _ in range(iterations + 1):
-        moved = points @ matrix[:3, :3].T + matrix[:3, 3]
-        got, gradient, inside = moving.at(moved)
+        got, gradient, inside = moving.at(points, matrix)
         norm = np.sqrt((got[inside] ** 2).sum() * (values[inside] ** 2).sum()) + 1e-9
         correlation = float((got[inside] * values[inside]).sum() / norm) * float(inside.mean())
         score = correlation if signed else abs(correlation)
@@ -157,14 +160,13 @@ def _gauss_newton(points, values, moving, matrix, iterations, rigid=False, signe
         sign = 1.0 if signed or correlation >= 0 else -1.0
         residual = values - sign * got
         weight = inside / (1 + (residual / 1.5) ** 2) ** 2
-        gradient = sign * gradient
-        jacobian = (gradient[:, :, None] * homogeneous[:, None, :]).reshape(len(local), 12)
+        jacobian = ((sign * gradient)[:, None] * homogeneous).reshape(12, -1)
         if rigid:
-            jacobian = jacobian @ _similarity_basis(matrix, centre, scale)
-        weighted = jacobian * weight[:, None]
-        normal = weighted.T @ jacobian
+            jacobian = _similarity_basis(matrix, centre, scale).T @ jacobian
+        weighted = jacobian * weight
+        normal = weighted @ jacobian.T
         step = np.linalg.solve(
-            normal + damping * np.trace(normal) / len(normal) * np.eye(len(normal)), weighted.T @ residual
+            normal + damping * np.trace(normal) / len(normal) * np.eye(len(normal)), weighted @ residual
         )
         if rigid:
             step = _similarity_basis(matrix, centre, scale) @ step
@@ -415,19 +417,18 @@ def deform(
 
 def _demons(target, weight, moving, affine, matrix, displacement, iterations, sigma):
     active = np.flatnonzero(weight > 0.01)
-    points = grid_points(target.shape, affine).reshape(-1, 3)[active]
+    points = np.ascontiguousarray(grid_points(target.shape, affine).reshape(-1, 3)[active].T)
     wanted, pull_of = target.ravel()[active], weight.ravel()[active]
     spacing = float(affine[0, 0])
     confidence = gaussian(weight, sigma) + 0.05
     displacement = np.ascontiguousarray(np.moveaxis(displacement, -1, 0))
     for _ in range(iterations):
-        here = points + displacement.reshape(3, -1)[:, active].T
-        got, gradient, inside = moving.at(here @ matrix[:3, :3].T + matrix[:3, 3])
-        gradient = gradient @ matrix[:3, :3]  # per template mm
+        got, gradient, inside = moving.at(points + displacement.reshape(3, -1)[:, active], matrix)
+        gradient = matrix[:3, :3].T.astype(np.float32) @ gradient  # per template mm
         error = np.where(inside, wanted - got, 0)
-        force = error * pull_of / ((gradient**2).sum(1) + (error / spacing) ** 2 + 1e-4)
+        force = error * pull_of / ((gradient**2).sum(axis=0) + (error / spacing) ** 2 + 1e-4)
         update = np.zeros_like(displacement)
-        update.reshape(3, -1)[:, active] = force * gradient.T
+        update.reshape(3, -1)[:, active] = force * gradient
         displacement = gaussian(displacement + gaussian(update, sigma) / confidence, 0.5 * sigma)
     return np.moveaxis(displacement, 0, -1)
 
@@ -467,10 +468,9 @@ def pull(
     """An array on the head's grid brought onto a template-space grid (``shape``, ``template_affine``)."""
     if registration.displacement is None:
         return resample(array, affine, shape, template_affine, registration.matrix, order, cval)
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
-    points = grid @ template_affine[:3, :3].T + template_affine[:3, 3] + registration.displacement
-    index = np.linalg.inv(affine) @ registration.matrix
-    index = points @ index[:3, :3].T + index[:3, 3]
+    to_index = np.linalg.inv(affine) @ registration.matrix
+    moved = registration.displacement.reshape(-1, 3) @ to_index[:3, :3].T.astype(np.float32)
+    index = grid_points(shape, to_index @ template_affine) + moved.reshape(*shape, 3)
     return ndimage.map_coordinates(np.asarray(array, np.float32), np.moveaxis(index, -1, 0), order=order, cval=cval)
 
 

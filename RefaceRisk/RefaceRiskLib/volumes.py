@@ -602,10 +602,13 @@ def _foreground_size(volume: Volume) -> np.ndarray:
 
 
 def _block_means(array: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    for axis, factor in enumerate(factors):
-        n = array.shape[axis] // factor * factor or array.shape[axis]
-        array = np.take(array, range(n), axis) if n != array.shape[axis] else array
-        array = np.add.reduceat(array, range(0, n, factor), axis, dtype=np.float32) / min(factor, n)
+    for axis in np.argsort(array.strides)[::-1]:  # whole slabs first, as they lie in memory
+        size = array.shape[axis]
+        factor = min(int(factors[axis]), size)
+        whole = size // factor * factor
+        slabs = np.moveaxis(array, axis, 0)
+        total = sum((slabs[n:whole:factor] for n in range(1, factor)), start=slabs[:whole:factor].astype(np.float32))
+        array = np.moveaxis(total, 0, axis) / factor
     return array
 
 

@@ -18,6 +18,14 @@ def test_the_gaussian_is_that_of_scipy(sigma, mode):
     np.testing.assert_array_equal(gaussian(image[0], sigma, mode, 3.0), gaussian(image, sigma, mode, 3.0)[0])
 
 
+@pytest.mark.parametrize("sigma", [(0.5, 0.5, 0.5), (0.0, 0.8, 2.0)])
+def test_the_gaussian_takes_a_sigma_an_axis_and_either_order_in_memory(sigma):
+    image = np.random.default_rng(0).normal(size=(11, 17, 23)).astype(np.float32)
+    expected = ndimage.gaussian_filter(image, sigma)
+    for order in "CF":
+        np.testing.assert_allclose(gaussian(np.array(image, order=order), sigma), expected, atol=1e-6)
+
+
 def test_arrays_read_together_are_what_scipy_reads_one_by_one():
     rng = np.random.default_rng(1)
     channels = rng.normal(size=(4, 9, 2, 12)).astype(np.float32)

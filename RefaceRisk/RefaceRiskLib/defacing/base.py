@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Protocol
 
 import numpy as np
 
-from ..registration import Registration, carry
+from ..geometry import resample, transform_points
+from ..registration import Registration
 from ..template import Template
 from ..tissue import BRAIN_MARGIN_MM
 from ..volumes import Volume
@@ -84,5 +86,25 @@ def carried(head: Head, inside: np.ndarray) -> np.ndarray:
     ``inside`` (X, Y, Z): bool, or a float map that is positive inside.
     """
     level, outside = (0.5, 0.0) if inside.dtype == bool else (0.0, -1.0)
-    affine = Registration(head.registration.matrix)
-    return carry(inside, head.template, affine, head.volume, cval=outside) > level
+    # Only the part of the head that the region can reach is looked at.
+    matrix, volume = head.registration.matrix, head.volume
+    box = _reached(np.argwhere(inside > level), np.linalg.inv(volume.affine) @ matrix @ head.template.affine, volume)
+    affine = volume.affine.copy()
+    affine[:3, 3] += volume.affine[:3, :3] @ [part.start for part in box]
+    shape = tuple(part.stop - part.start for part in box)
+    out = np.zeros(volume.shape, bool, order="F" if volume.voxels.flags.f_contiguous else "C")
+    if min(shape) > 0:
+        part = resample(inside, head.template.affine, shape, affine, np.linalg.inv(matrix), cval=outside)
+        out[box] = part > level
+    return out
+
+
+def _reached(index: np.ndarray, to_head: np.ndarray, head: Volume) -> tuple[slice, slice, slice]:
+    """Voxels of the head that trilinear weights of template voxels ``index`` (N, 3) can reach: a box."""
+    if not len(index):
+        return (slice(0, 0),) * 3
+    corners = np.array(list(product(*zip(index.min(axis=0) - 1, index.max(axis=0) + 1, strict=True))))
+    corners = transform_points(to_head, corners)
+    first = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, head.shape)
+    last = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, first, head.shape)
+    return tuple(map(slice, first, last))

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import RefaceRiskError
-from ..geometry import sample
+from ..geometry import gaussian, sample
 from ..surface.extract import ANTIALIAS_VOXELS, Surface, extract_skin, isosurface, skin_level
 from ..surface.render import ASPECT, FAINT, HEIGHT_MM, TEXT, render_views, write_line, write_png
 from ..volumes import Volume
@@ -210,7 +210,7 @@ def _slice(original: Volume, defaced: Defaced | None, plane, height: int, frame:
 
 def _skin(volume: Volume, level: float) -> Surface | None:
     """The surface of a defaced head with every hollow that a cut has opened; None where nothing is above the level."""
-    field = ndimage.gaussian_filter(volume.intensities, ANTIALIAS_VOXELS, mode="nearest", truncate=3.0)
+    field = gaussian(volume.intensities, ANTIALIAS_VOXELS, mode="nearest", truncate=3.0)
     try:
         return isosurface(field, np.asarray(volume.affine, float), level)
     except RefaceRiskError:

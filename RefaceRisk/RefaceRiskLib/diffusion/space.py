@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
 
+from ..geometry import gaussian
 from ..registration import Registration, pull, resampled_field, to_head
 from ..surface.extract import Surface, extract_skin, signed_distance_grid, signed_distance_map, skin_level
 from ..template import Grid, Template
@@ -166,9 +166,7 @@ def canonical(
 def _pulled(head: Volume, removed: np.ndarray | None, registration: Registration, grid: Grid):
     """Physical intensity, removed and inside, (X, Y, Z) each, of a head on a grid of template space."""
     to = (registration, grid.shape, grid.affine)
-    image = ndimage.gaussian_filter(
-        head.intensities, np.maximum(grid.spacing / np.asarray(head.spacing) - 1, 0) * 0.5
-    )
+    image = gaussian(head.intensities, np.maximum(grid.spacing / np.asarray(head.spacing) - 1, 0) * 0.5)
     image = pull(image, head.affine, *to)
     inside = pull(np.ones(head.shape, np.float32), head.affine, *to) > 0.5
     gone = np.zeros(grid.shape, bool)

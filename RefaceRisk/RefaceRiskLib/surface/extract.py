@@ -7,6 +7,7 @@ define the skin, and only the air that lies *inside* the head is filled before t
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from RefaceRiskLib.errors import RefaceRiskError
-from RefaceRiskLib.geometry import distance_to
+from RefaceRiskLib.geometry import distance_to, gaussian
 from RefaceRiskLib.hounsfield import SKIN_HU, is_hounsfield
 
 # Partial volume gives an edge as narrow as a voxel, and linear interpolation across it leaves terraces. Smoothed by
@@ -104,11 +105,22 @@ def skin_level(volume) -> float:
     air's mean to the tissue's, but at least six robust standard deviations of the noise above the air. The
     tissue's mean is carried by brain, muscle and fat of the whole head, so it hardly moves when a defacer
     sets the face to zero; exact zeros only join the air. `volume` is a Volume or an array of intensities. In a CT
-    the level is -300 HU.
+    the level is -300 HU. It is found once for each Volume.
 
     Raises RefaceRiskError when the image is constant.
     """
-    values = _intensities(volume).ravel(order="K")  # as it lies in memory: no copy
+    if not hasattr(volume, "intensities"):
+        return _skin_level(np.asarray(volume))
+    if volume not in _levels:
+        _levels[volume] = _skin_level(volume.intensities)
+    return _levels[volume]
+
+
+_levels: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _skin_level(intensities: np.ndarray) -> float:
+    values = intensities.ravel(order="K")  # as it lies in memory: no copy
     values = values[:: max(1, values.size // 2_000_000)]
     if is_hounsfield(values):
         return SKIN_HU
@@ -144,7 +156,7 @@ def head_field(volume, level: float, spacing=None) -> np.ndarray:
     if hasattr(volume, "intensities"):
         spacing = np.asarray(volume.spacing, float)
         seen = _seen_box(volume.intensities)
-        field = ndi.gaussian_filter(volume.intensities, ANTIALIAS_VOXELS, mode="nearest", truncate=3.0)
+        field = gaussian(volume.intensities, ANTIALIAS_VOXELS, mode="nearest", truncate=3.0)
     else:
         spacing = np.ones(3) * (1.0 if spacing is None else spacing)
         field = np.array(volume, dtype=np.float32)
@@ -325,10 +337,6 @@ def _middle(values: np.ndarray) -> float:
     """Interquartile mean: as robust as a median, but it does not jump between the modes of two tissues."""
     ordered = np.sort(values)
     return float(ordered[len(ordered) // 4 : max(1, -(-3 * len(ordered) // 4))].mean(dtype=np.float64))
-
-
-def _intensities(volume) -> np.ndarray:
-    return np.asarray(volume.intensities if hasattr(volume, "intensities") else volume)
 
 
 def _move_off_the_level(field: np.ndarray, level: float, contrast: float) -> None:
