@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,17 @@ import torch
 
 from RefaceRiskLib.diffusion import following, training
 from RefaceRiskLib.diffusion.cascade import Refacer
-from RefaceRiskLib.diffusion.dataset import MaskDrawer, PreparedHead, holes, load_fine, prepare, warped
+from RefaceRiskLib.diffusion.dataset import (
+    DEFACERS,
+    Hole,
+    MaskDrawer,
+    PreparedHead,
+    holes,
+    linear_of,
+    load_fine,
+    prepare,
+    warped,
+)
 from RefaceRiskLib.diffusion.denoisers import load_stage
 from RefaceRiskLib.diffusion.linear import LIMIT_MM, load_linear
 from RefaceRiskLib.diffusion.space import FINE_MM, face_grid, upsampled
@@ -84,7 +95,7 @@ def test_removed_regions_never_touch_the_brain_and_differ():
 def test_base_plus_target_is_the_truth(fine_heads, loaded, name):
     stage = STAGES[name](spread=(10.0,) * 16)  # wide, so that no target is clipped
     examples_of = load_fine(fine_heads) if name == "fine" else loaded
-    maker = ExampleMaker(name, stage, examples_of, holes(loaded, fine_heads / "holes"))
+    maker = ExampleMaker(name, stage, examples_of, holes(loaded, fine_heads))
     example = maker.make(np.random.default_rng(0))
     network = stage.network
     assert example.target.shape[1] == network.image_channels
@@ -106,6 +117,25 @@ def test_holes_are_made_once_and_come_back_the_same(loaded, heads, tmp_path):
     for one, other in zip(made, kept, strict=True):
         np.testing.assert_array_equal(one.mask, other.mask)
         np.testing.assert_array_equal(one.base, other.base)
+
+
+def test_holes_as_defacers_leave_them_come_first_in_the_space_of_the_defaced_head(loaded, tmp_path):
+    (tmp_path / "defaced").mkdir()
+    plain = [own[0] for own in holes(loaded, tmp_path, count=1)]
+    for head, hole in zip(loaded, plain, strict=True):
+        for method in DEFACERS:
+            moved = replace(head.halved(), name=f"{head.name}_{method}", distance=hole.head.distance + 1)
+            Hole(moved, hole.mask, hole.base).save(tmp_path / "defaced")
+    left = holes(loaded, tmp_path, count=1)
+    assert [len(own) for own in left] == [len(DEFACERS) + 1] * len(loaded)
+    for own, hole in zip(left, plain, strict=True):
+        assert own[0].head.name.endswith("_mri_deface")
+        seen = own[0].head.inside & (np.abs(hole.head.distance) < 10)
+        np.testing.assert_allclose(own[0].head.distance[seen], hole.head.distance[seen] + 1, atol=0.02)
+        np.testing.assert_array_equal(own[0].mask, hole.mask)
+    # The linear model learns from the first: the same shift in each head is its mean.
+    gain = linear_of(left).mean - linear_of([[hole] for hole in plain]).mean
+    assert np.median(gain[np.abs(left[0][0].base) < 3]) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("stage", [CoarseStage(), MiddleStage(), FineStage()])

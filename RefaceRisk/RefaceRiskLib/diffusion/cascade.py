@@ -21,9 +21,9 @@ from ..registration import Registration, carry, deformed_beside_face, register, 
 from ..resources import model_folder
 from ..surface.draw import draw_face, sample_finest
 from ..surface.extract import Surface, isosurface
-from ..template import Template, load_template
+from ..template import Grid, Template, load_template
 from ..volumes import Volume, check_head
-from .following import followed_skin
+from .following import FollowedSkin
 from .layers import Face, Layer, mean_face
 from .linear import LinearFace, Seen, anchored, load_linear
 from .space import COARSE_MM, FINE_MM, CanonicalHead, View, canonical, cropped, face_grid, halved, upsampled
@@ -192,16 +192,17 @@ class _Task:
     template: Template
     head: CanonicalHead
     coarse: View
+    average: FollowedSkin
     start: np.ndarray
 
     @classmethod
     def of(cls, model: Refacer, defaced, removed, registration, template) -> _Task:
         head = canonical(defaced, removed, registration, template)
         coarse = head.view.halved()
-        base = followed_skin(template, coarse.image, coarse.missing, coarse.removed)
+        average = FollowedSkin.of(template, coarse.image, coarse.missing, coarse.removed)
         seen = Seen(coarse.distance, coarse.known, coarse.removed, coarse.image, ~coarse.missing)
-        start = anchored(model.linear.complete(base, seen), coarse.distance, coarse.known, COARSE_MM)
-        return cls(defaced, removed, registration, template, head, coarse, start)
+        start = anchored(model.linear.complete(average.coarse, seen), coarse.distance, coarse.known, COARSE_MM)
+        return cls(defaced, removed, registration, template, head, coarse, average, start)
 
     @cached_property
     def middle(self) -> View:
@@ -222,8 +223,14 @@ class _Task:
     def linear_face(self) -> Face:
         coarse = Layer(self.coarse.grid, self.start, halved(self.tissue))
         box = self.middle.grid
-        distance = self.seamless(upsampled(self.start, coarse.grid, box), self.middle)
+        distance = self.seamless(self.closer(coarse, box), self.middle)
         return [coarse, Layer(box, distance, cropped(self.tissue, self.head.view.grid, box))]
+
+    def closer(self, layer: Layer, grid: Grid) -> np.ndarray:
+        """The distance of a layer on a finer grid."""
+        if layer.grid.spacing == COARSE_MM:
+            return self.average.detailed(layer.distance, grid)
+        return upsampled(layer.distance, layer.grid, grid)
 
     @staticmethod
     def seamless(distance: np.ndarray, view: View) -> np.ndarray:
@@ -237,7 +244,7 @@ class _Task:
         """
         view, box = self.middle, self.middle.grid
         fine = face.grid.spacing < box.spacing
-        distance = halved(face.distance) if fine else upsampled(face.distance, face.grid, box)
+        distance = halved(face.distance) if fine else self.closer(face, box)
         try:
             surface = isosurface(-np.where(view.known, view.distance, distance), box.affine, 0)
         except RefaceRiskError:

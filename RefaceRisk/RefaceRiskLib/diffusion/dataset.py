@@ -1,7 +1,8 @@
 """What the models learn from: heads in template space, and the random masks, warps and intensities that multiply them.
 
-``prepare`` registers every head of a folder once and keeps it as a small file; the examples are made from these on the
-fly. Heads named in :data:`HELD_OUT` are never read.
+``prepare`` registers every head of a folder once and keeps it as a small file, and so it does with the head as each
+defacer leaves it: what a model sees in use is registered without its face. The examples are made from these on the fly.
+Heads named in :data:`HELD_OUT` are never read.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from ..defacing import deface
+from ..defacing import prepare as register_for_defacing
 from ..errors import RefaceRiskError
 from ..progress import OnProgress, report
 from ..registration import deformed_beside_face, register
 from ..synthesis import t1w_from_labels
 from ..template import Grid, Template, distance_map, load_template
 from ..template_build import FULL_LABEL_HEADS, HELD_OUT
-from ..volumes import load
-from .following import followed_skin
+from ..volumes import Volume, load
+from .following import FollowedSkin
 from .linear import LIMIT_MM, LinearFace, Seen, anchored, reliable
-from .space import FINE_MM, canonical, coarse_grid, face_grid, halved, is_fine, upsampled
+from .space import COARSE_MM, FINE_MM, canonical, coarse_grid, face_grid, halved, is_fine, upsampled
 
 FOLDS = 6
+# Each head is shown as these leave it, MRI_Deface first: after that one the linear model is fitted, for all of them.
+DEFACERS = ("mri_deface", "pydeface", "fsl_deface", "quickshear")
+# Further holes of each head, drawn at random.
 HOLES = 4
 # Label heads become 1 mm images of so many contrasts.
 LOOKS = 3
@@ -38,7 +44,7 @@ LOOKS = 3
 
 @dataclass(frozen=True, eq=False)
 class PreparedHead:
-    """A whole head on the template's grid.
+    """A whole head on the template's grid, or at 4 mm.
 
     image : brain units. distance : mm to the skin, clipped at LIMIT_MM. inside : the field of view. whole : False for a
     head whose mouth is hidden by a dental artefact.
@@ -80,12 +86,14 @@ class PreparedHead:
 def prepare(
     data: Path | Mapping[str, Path], out: Path, workers: int | None = None, on_progress: OnProgress | None = None
 ) -> list[str]:
-    """Register whole heads and keep them in ``out``; those of 1 mm also in ``out/fine``, in the face box at 1 mm.
+    """Register whole heads and keep them in ``out``, as defacers leave them in ``out/defaced``; those of 1 mm also in
+    ``out/fine``, in the face box at 1 mm.
 
     ``data`` : heads by name, or a folder (recursively ``*_T1w.nii.gz``, as in BIDS; label heads by their name). Heads
     already there are not made again. Returns the names. Raises RefaceRiskError when no head is found.
     """
-    (out / "fine").mkdir(parents=True, exist_ok=True)
+    for folder in ("fine", "defaced"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     if isinstance(data, Mapping):
         paths = {name: Path(path) for name, path in data.items() if not _is_held_out(path)}
     else:
@@ -116,8 +124,26 @@ def _prepare_one(name: str, path: Path, out: Path, seed: int) -> str:
             view = canonical(fine, None, registration, template).closer(face_grid(template, FINE_MM))
             PreparedHead(look, view.image, view.distance, view.inside).save(out / "fine")
         view = canonical(volume, None, registration, template).view
-        PreparedHead(name, view.image, view.distance, view.inside, not _mouth_is_hidden(path)).save(out)
+        head = PreparedHead(name, view.image, view.distance, view.inside, not _mouth_is_hidden(path))
+        _save_defaced(head, volume, template, out / "defaced")
+        head.save(out)  # last: with it a head is done
     return name
+
+
+def _save_defaced(head: PreparedHead, volume: Volume, template: Template, folder: Path) -> None:
+    """Keep what each defacer leaves of a head, in the space of the defaced head's own registration, unless it fails."""
+    try:
+        registered = register_for_defacing(volume, template)
+        for method in DEFACERS:
+            defaced = deface(volume, method, head=registered)
+            registration = deformed_beside_face(defaced.volume, template, register(defaced.volume, template))
+            whole = canonical(volume, None, registration, template).view.halved()
+            left = canonical(defaced.volume, defaced.removed, registration, template).view.halved()
+            average = FollowedSkin.of(template, left.image, left.missing, left.removed)
+            shown = PreparedHead(f"{head.name}_{method}", whole.image, whole.distance, whole.inside, head.whole)
+            Hole(shown, left.removed, average.coarse).save(folder)
+    except RefaceRiskError:
+        return
 
 
 def _mouth_is_hidden(path: Path) -> bool:
@@ -161,7 +187,7 @@ def completed(heads: list[PreparedHead]) -> list[PreparedHead]:
     """Heads with what their images do not show (beyond the field of view, a mouth lost in a dental artefact) filled in
     by the linear model of the heads that show it, so that no head teaches a hole."""
     template = load_template()
-    model = fit_linear([head for head in heads if head.whole] or heads)
+    model = fit_linear([head.halved() for head in heads if head.whole] or [head.halved() for head in heads])
     grid, fine = coarse_grid(template), Grid(template.shape, template.affine)
     mouth = _mouth(template)
     out = []
@@ -187,12 +213,13 @@ def _mouth(template: Template) -> np.ndarray:
 
 
 def fit_linear(heads: list[PreparedHead], bases: list[np.ndarray] | None = None, ridge: float = 1000.0) -> LinearFace:
-    """The linear model of these heads and their mirror images; of what differs from their ``bases``, if given."""
+    """The linear model of these heads, at 4 mm, and their mirror images; of what differs from their ``bases``, if
+    given."""
     template = load_template()
     face = template.region("removable") | template.face_mask | template.ears
     near = distance_map(halved(face.astype(np.float32)) > 0.5, coarse_grid(template).spacing) < 40
     near &= halved(template.skin_distance) < 8
-    maps, images = (np.stack([halved(getattr(head, name)) for head in heads]) for name in ("distance", "image"))
+    maps, images = (np.stack([getattr(head, name) for head in heads]) for name in ("distance", "image"))
     if bases is not None:
         maps = np.clip(maps, -LIMIT_MM, LIMIT_MM) - np.stack(bases)
     both = (np.concatenate([array, array[:, ::-1]]) for array in (maps, images))
@@ -277,36 +304,58 @@ class MaskDrawer:
 
 @dataclass(frozen=True, eq=False)
 class Hole:
-    """A removed region of a head and the average skin bent to what it leaves, (X, Y, Z) at 4 mm.
+    """A removed region of a head and the average skin bent to what it leaves, at 4 mm.
 
-    mask : bool. base : mm, see :func:`RefaceRiskLib.diffusion.following.followed_skin`.
+    head : in the space in which the hole is seen. mask : (X, Y, Z) bool. base : (X, Y, Z) mm, see
+    :class:`RefaceRiskLib.diffusion.following.FollowedSkin`.
     """
 
+    head: PreparedHead
     mask: np.ndarray
     base: np.ndarray
+
+    def save(self, folder: Path) -> None:
+        temporary = folder / f".{self.head.name}.tmp.npz"
+        head = {name: np.asarray(getattr(self.head, name), np.float16) for name in ("image", "distance")}
+        masks = {"inside": np.packbits(self.head.inside), "mask": np.packbits(self.mask)}
+        np.savez_compressed(temporary, base=self.base.astype(np.float16), whole=self.head.whole, **head, **masks)
+        temporary.replace(folder / f"{self.head.name}.npz")
+
+    @classmethod
+    def load(cls, path: Path) -> Hole:
+        with np.load(path, allow_pickle=False) as arrays:
+            image, distance, base = (arrays[name].astype(np.float32) for name in ("image", "distance", "base"))
+            inside, mask = (
+                np.unpackbits(arrays[name], count=base.size).astype(bool).reshape(base.shape)
+                for name in ("inside", "mask")
+            )
+            return cls(PreparedHead(path.stem, image, distance, inside, bool(arrays["whole"])), mask, base)
 
 
 def holes(
     heads: list[PreparedHead], folder: Path, count: int = HOLES, on_progress: OnProgress | None = None
 ) -> list[list[Hole]]:
-    """``count`` holes of each head: the first as MRI_Deface leaves it, for the linear model, the others at random.
+    """The holes of each prepared head: as DEFACERS left it, from ``folder/defaced``, then ``count`` drawn at random.
 
-    Bending the average to a hole takes seconds, so they are kept as ``folder/<head>.npz`` and not made again.
+    A head that one of them failed on has but the latter, the first of the usual shape. Bending the average to a hole
+    takes seconds, so the random ones are kept as ``folder/holes/<head>.npz`` and not made again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    template = load_template()
-    drawer = MaskDrawer(template)
+    (folder / "holes").mkdir(parents=True, exist_ok=True)
+    drawer = MaskDrawer(load_template())
     out = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        works = [pool.submit(_holes_of, head, folder / f"{head.name}.npz", count, drawer) for head in heads]
+        works = [pool.submit(_holes_of, head, folder, count, drawer) for head in heads]
         for done, work in enumerate(works, 1):
             out.append(work.result())
             report(on_progress, "holes", done, len(heads), heads[done - 1].name)
+    for number in range(len(DEFACERS)):
+        _complete([own for own in out if len(own) > count], number)
     return out
 
 
-def _holes_of(head: PreparedHead, path: Path, count: int, drawer: MaskDrawer) -> list[Hole]:
-    small = head.halved()
+def _holes_of(head: PreparedHead, folder: Path, count: int, drawer: MaskDrawer) -> list[Hole]:
+    paths = [folder / "defaced" / f"{head.name}_{method}.npz" for method in DEFACERS]
+    small, path = head.halved(), folder / "holes" / f"{head.name}.npz"
     if not path.exists():
         rng = np.random.default_rng(zlib.crc32(head.name.encode()))
         usual = (drawer.shapes["mri_deface"] > 0.5) & (drawer.brain_distance > 8)
@@ -314,14 +363,34 @@ def _holes_of(head: PreparedHead, path: Path, count: int, drawer: MaskDrawer) ->
         bases = []
         for mask in masks:
             missing = mask | ~small.inside
-            bases.append(followed_skin(drawer.template, small.image * ~missing, missing, mask))
+            bases.append(FollowedSkin.of(drawer.template, small.image * ~missing, missing, mask).coarse)
         temporary = path.with_name(f".{path.stem}.tmp.npz")
         np.savez_compressed(temporary, masks=np.packbits(masks), bases=np.array(bases, np.float16))
         temporary.replace(path)
     with np.load(path, allow_pickle=False) as arrays:
         bases = arrays["bases"].astype(np.float32)
         masks = np.unpackbits(arrays["masks"], count=bases.size).astype(bool).reshape(bases.shape)
-    return [Hole(mask, base) for mask, base in zip(masks, bases, strict=True)]
+    drawn = [Hole(small, mask, base) for mask, base in zip(masks, bases, strict=True)]
+    return [Hole.load(path) for path in paths] + drawn if all(path.exists() for path in paths) else drawn
+
+
+def _complete(out: list[list[Hole]], number: int) -> None:
+    """Fill in what the images of some heads do not show in their holes of this number, as :func:`completed` does."""
+    shown = [own[number] for own in out if own[number].head.whole]
+    if not shown:
+        return
+    template = load_template()
+    model = fit_linear([hole.head for hole in shown], [hole.base for hole in shown])
+    mouth, tissue = halved(_mouth(template).astype(np.float32)) > 0, halved(template.tissue)
+    for own in out:
+        head, mask, base = own[number].head, own[number].mask, own[number].base
+        unseen = ~head.inside if head.whole else ~head.inside | mouth
+        known = reliable(head.distance, unseen, COARSE_MM)
+        filled = model.complete(base, Seen(head.distance, known, unseen))
+        distance = anchored(filled, head.distance, known, COARSE_MM)
+        dark = unseen & (distance < -2) & (head.image < 0.3)
+        head = replace(head, distance=distance, image=np.where(dark, tissue, head.image))
+        own[number] = Hole(head, mask, base)
 
 
 # --- random heads ---------------------------------------------------------------------------------------------------
@@ -380,13 +449,19 @@ def warped(
     return image, np.clip(distance, -LIMIT_MM, LIMIT_MM), inside > 0.9, *others
 
 
-def folds(heads: list[PreparedHead], bases: list[np.ndarray]) -> list[LinearFace]:
+def folds(left: list[list[Hole]]) -> list[LinearFace]:
     """For each head the linear model of all heads outside its fold: on its own heads a linear model makes no error."""
     models = []
-    for fold in range(min(FOLDS, len(heads))):
-        rest = [n for n in range(len(heads)) if n % FOLDS != fold]
-        models.append(fit_linear([heads[n] for n in rest], [bases[n] for n in rest]))
-    return [models[n % FOLDS] for n in range(len(heads))]
+    for fold in range(min(FOLDS, len(left))):
+        rest = [own for n, own in enumerate(left) if n % FOLDS != fold]
+        models.append(linear_of(rest))
+    return [models[n % FOLDS] for n in range(len(left))]
+
+
+def linear_of(left: list[list[Hole]]) -> LinearFace:
+    """The linear model of heads whose holes these are."""
+    first = [own[0] for own in left]
+    return fit_linear([hole.head for hole in first], [hole.base for hole in first])
 
 
 __all__ = [
@@ -396,6 +471,7 @@ __all__ = [
     "fit_linear",
     "folds",
     "holes",
+    "linear_of",
     "load_prepared",
     "prepare",
     "warped",

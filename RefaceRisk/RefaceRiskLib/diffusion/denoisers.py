@@ -100,7 +100,7 @@ def started(stage: Stage, task: _Task, view: View, face: Face) -> Example:
         image = view.image * ~view.missing
         return stage.example(task.start, halved(task.tissue), image, view.missing, view.known)
     before = face[-1]
-    distance = np.where(view.known, view.distance, upsampled(before.distance, before.grid, view.grid))
+    distance = np.where(view.known, view.distance, task.closer(before, view.grid))
     tissue = upsampled(before.tissue, before.grid, view.grid, order=1)
     return stage.example(distance, tissue, view.image, view.missing, view.known)
 

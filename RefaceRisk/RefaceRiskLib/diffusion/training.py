@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 4 -m RefaceRiskLib.cli train coarse --data DIR --out DIR
 
 ``--data`` is a folder of whole-head T1w volumes (BIDS or not) or a participants table; they are prepared on the first
-use and kept under ``OUT/prepared``, with holes cut into them and the average bent to what is left under
+use and kept under ``OUT/prepared``, as each defacer leaves them under ``OUT/prepared/defaced``, with random holes under
 ``OUT/prepared/holes``, the 1 mm ones in the face box under ``OUT/prepared/fine``. Each stage writes ``OUT/<stage>``:
 weights, ``checkpoint.safetensors`` to resume from, ``losses.tsv``, and TensorBoard's files where that is installed.
 
@@ -29,7 +29,7 @@ from scipy import ndimage
 from ..errors import RefaceRiskError
 from ..progress import Cancelled, OnProgress, report
 from ..template import Grid, load_template
-from .dataset import Hole, MaskDrawer, PreparedHead, fit_linear, folds, holes, load_fine, load_prepared, prepare, warped
+from .dataset import Hole, MaskDrawer, PreparedHead, folds, holes, linear_of, load_fine, load_prepared, prepare, warped
 from .linear import LIMIT_MM, Seen, anchored, reliable, save_linear
 from .space import COARSE_MM, FINE_MM, MIDDLE_MM, coarse_grid, face_grid, first_voxel, halved, upsampled
 
@@ -85,13 +85,13 @@ def train(
     heads = load_prepared(prepared)
     if stage == "middle":
         return _train_network(stage, heads, [], *how)
-    left = holes(heads, prepared / "holes", on_progress=on_progress) if _is_first() else None
+    left = holes(heads, prepared, on_progress=on_progress) if _is_first() else None
     _wait_for_all()
-    left = left or holes(heads, prepared / "holes")
+    left = left or holes(heads, prepared)
     if stage == "coarse":
         return _train_network(stage, heads, left, *how)
     report(on_progress, "linear", 0, 1, f"{len(heads)} heads")
-    save_linear(fit_linear(heads, [one[0].base for one in left]), out / "linear", heads=len(heads))
+    save_linear(linear_of(left), out / "linear", heads=len(heads))
     report(on_progress, "linear", 1, 1)
     return out / "linear"
 
@@ -109,8 +109,7 @@ class ExampleMaker:
         self.masks = MaskDrawer(self.template)
         if name == "coarse":
             self.grid = coarse_grid(self.template)
-            self.heads, self.left = [head.halved() for head in heads], left
-            self.linear = folds(heads, [one[0].base for one in left])
+            self.left, self.linear = left, folds(left)
             self.average = halved(self.template.tissue)
         else:
             self.grid = face_grid(self.template, MIDDLE_MM if name == "middle" else FINE_MM)
@@ -123,7 +122,7 @@ class ExampleMaker:
         hole = self.left[number][rng.integers(len(self.left[number]))]
         others = (hole.mask.astype(np.float32), hole.base)
         image, distance, inside, mask, base = warped(
-            self.heads[number], self.grid.shape, (0, 0, 0), COARSE_MM, rng, others=others
+            hole.head, self.grid.shape, (0, 0, 0), COARSE_MM, rng, others=others
         )
         removed = mask > 0.5
         missing = removed | ~inside
