@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -39,6 +40,11 @@ def axcodes_of(affine: np.ndarray) -> str:
 def transform_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (..., 3) through a matrix (4, 4)."""
     return np.asarray(points) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def corners(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The corners (8, 3) of the box from ``low`` (3,) to ``high`` (3,)."""
+    return np.array(list(product(*zip(low, high, strict=True))))
 
 
 def grid_points(shape: tuple[int, int, int], affine: np.ndarray, dtype=np.float64) -> np.ndarray:
@@ -104,11 +110,9 @@ def _resample_linear(
 ) -> np.ndarray:
     """``ndimage.affine_transform`` with grid-constant borders, six times faster: SimpleITK in index space."""
     # Only the part that the new grid reaches is handed over.
-    reach = linear * np.subtract(shape, 1)
-    low = offset + np.minimum(reach, 0).sum(axis=1)
-    high = offset + np.maximum(reach, 0).sum(axis=1)
-    first = np.clip(np.floor(low).astype(int) - 1, 0, array.shape)
-    last = np.clip(np.ceil(high).astype(int) + 2, first, array.shape)
+    reached = corners(np.zeros(3), np.subtract(shape, 1)) @ linear.T + offset
+    first = np.clip(np.floor(reached.min(axis=0)).astype(int) - 1, 0, array.shape)
+    last = np.clip(np.ceil(reached.max(axis=0)).astype(int) + 2, first, array.shape)
     array, offset = array[tuple(map(slice, first, last))], offset - first
     rim = 1  # of cval: ITK repeats the border where ndimage fades to cval
     image = sitk.GetImageFromArray(np.pad(array, rim, constant_values=cval))  # its axes are (k, j, i)

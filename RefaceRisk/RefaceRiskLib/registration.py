@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from .errors import RefaceRiskError
-from .geometry import Trilinear, gaussian, grid_points
+from .geometry import Trilinear, corners, gaussian, grid_points, transform_points
 from .hounsfield import as_mri, is_hounsfield
 from .progress import OnProgress, report
 from .volumes import Volume, resample, to_sitk
@@ -93,9 +93,8 @@ def working_image(head: Volume, spacing: float) -> tuple[np.ndarray, np.ndarray]
     Intensities are smoothed to the new resolution first, scaled so that bright tissue is 1, and clipped at 1.5. A CT
     is given the contrast of an MRI.
     """
-    corners = np.array(list(product(*[(-0.5, n - 0.5) for n in head.shape])))
-    corners = corners @ head.affine[:3, :3].T + head.affine[:3, 3]
-    low, high = corners.min(0), corners.max(0)
+    ends = transform_points(head.affine, corners(np.full(3, -0.5), np.subtract(head.shape, 0.5)))
+    low, high = ends.min(0), ends.max(0)
     shape = np.ceil((high - low) / spacing).astype(int)
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * spacing

@@ -14,12 +14,12 @@ which it is one of many, and the mouths of other heads that dental metal hides, 
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 
 import heads
 import numpy as np
+from results import append, kept
 from scipy.stats import wilcoxon
 
 from RefaceRiskLib.defacing import deface
@@ -58,22 +58,6 @@ def training_heads() -> dict[str, Path]:
     return {path.name.removesuffix(".nii.gz"): path for path in cohort + labels}
 
 
-def kept(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
-
-
-def keep(rows: list[dict], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
-
-
 def show(rows: list[dict]) -> None:
     print("mean distance to the original, mm, region face; the linear model fitted to all other heads")
     print(f"{'head':16s}" + "".join(f"{name:>10s}" for name in COLUMNS[2:]) + f"{'linear / average':>18s}")
@@ -96,14 +80,12 @@ def main() -> int:
         prepare(paths, prepared, on_progress=told)
         loaded = load_prepared(prepared)
         left = holes(loaded, prepared, on_progress=told)
-        rows = kept(table)
+        done = {(row["head"], row["method"]) for row in kept(table)}
         for number, head in enumerate(loaded):
-            known = any(row["head"] == head.name and row["method"] == options.method for row in rows)
-            if head.whole and head.name.endswith("_T1w") and not known:
-                rows.append(left_out(number, left, paths[head.name], options.method))
-                keep(rows, table)
+            if head.whole and head.name.endswith("_T1w") and (head.name, options.method) not in done:
+                append(table, [left_out(number, left, paths[head.name], options.method)], COLUMNS)
                 print(f"{head.name} done", flush=True)
-        show([row for row in rows if row["method"] == options.method])
+        show([row for row in kept(table) if row["method"] == options.method])
     return 0
 
 

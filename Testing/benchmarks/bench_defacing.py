@@ -14,7 +14,6 @@ A case costs about 1 s and a registration 8 s on one core: 1.5 hours for all, mi
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import tempfile
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import heads
 import numpy as np
+from results import append, kept
 from scipy import ndimage
 
 from RefaceRiskLib.defacing import Head, deface, prepare
@@ -282,13 +282,6 @@ def work(job: tuple) -> list[dict]:
     return list(RUN[part](path, number, variant, methods))
 
 
-def read_cases(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
-
-
 def missing(jobs: list[tuple], done: list[dict]) -> list[tuple]:
     have = {(r["part"], r["head"], r["variant"], r["method"]) for r in done}
     complete = {(r["part"], r["head"]) for r in done if r["part"] == "wrong masks"}
@@ -367,21 +360,14 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "cases.tsv"
-    jobs = [] if options.table else missing(plan(options), read_cases(path))
-    with (
-        path.open("a", encoding="utf-8", newline="") as stream,
-        multiprocessing.get_context("spawn").Pool(options.jobs) as pool,
-    ):
-        writer = csv.DictWriter(stream, COLUMNS, delimiter="\t")
-        if stream.tell() == 0:
-            writer.writeheader()
+    jobs = [] if options.table else missing(plan(options), kept(path))
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for number, rows in enumerate(pool.imap(work, jobs), 1):
-            writer.writerows(rows)
-            stream.flush()
+            append(path, rows, COLUMNS)
             first = rows[0]
             told = ", ".join(sorted({r["verdict"] for r in rows}))
             print(f"[{number}/{len(jobs)}] {first['part']}: {first['head']} {first['variant']}: {told}", flush=True)
-    return 0 if print_table(read_cases(path), options.methods) else 1
+    return 0 if print_table(kept(path), options.methods) else 1
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ an hour on two cores, less with fewer ``--subjects`` and ``--methods``.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import heads
 import numpy as np
+from results import append, kept
 from scipy.stats import wilcoxon
 
 from RefaceRiskLib.defacing import deface
@@ -237,22 +237,6 @@ def print_cost(subject: str) -> bool:
 # --- what is to be done ---------------------------------------------------------------------------------------------
 
 
-def kept(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
-
-
-def append(path: Path, rows: list[dict]) -> None:
-    new = not path.exists()
-    with open(path, "a", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, delimiter="\t")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
@@ -280,7 +264,7 @@ def run(options: argparse.Namespace, out: Path) -> bool:
         done = {(row["subject"], row["defacer"]) for row in kept(cases)}
         for method, subject in itertools.product(options.methods, options.subjects):
             if (subject, method) not in done:
-                append(cases, refaced(subject, method, out))
+                append(cases, refaced(subject, method, out), COLUMNS)
                 print(f"{method} {subject}", file=sys.stderr, flush=True)
         table: dict = {}
         for row in kept(cases):
@@ -293,7 +277,7 @@ def run(options: argparse.Namespace, out: Path) -> bool:
         done = {row["subject"] for row in kept(cases)}
         for subject in options.subjects:
             if subject not in done:
-                append(cases, drawn(subject, options.samples))
+                append(cases, drawn(subject, options.samples), COLUMNS)
         print_draws(kept(cases), options.subjects)
     if "people" in options.parts:
         good &= print_people(out, options.subjects, options.methods)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Protocol
 
 import numpy as np
 
-from ..geometry import resample, transform_points
+from ..geometry import corners, resample, transform_points
 from ..registration import Registration
 from ..template import Template
 from ..tissue import BRAIN_MARGIN_MM
@@ -103,8 +102,7 @@ def _reached(index: np.ndarray, to_head: np.ndarray, head: Volume) -> tuple[slic
     """Voxels of the head that trilinear weights of template voxels ``index`` (N, 3) can reach: a box."""
     if not len(index):
         return (slice(0, 0),) * 3
-    corners = np.array(list(product(*zip(index.min(axis=0) - 1, index.max(axis=0) + 1, strict=True))))
-    corners = transform_points(to_head, corners)
-    first = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, head.shape)
-    last = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, first, head.shape)
+    reached = transform_points(to_head, corners(index.min(axis=0) - 1, index.max(axis=0) + 1))
+    first = np.clip(np.floor(reached.min(axis=0)).astype(int), 0, head.shape)
+    last = np.clip(np.ceil(reached.max(axis=0)).astype(int) + 1, first, head.shape)
     return tuple(map(slice, first, last))

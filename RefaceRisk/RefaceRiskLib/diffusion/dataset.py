@@ -187,12 +187,13 @@ def completed(heads: list[PreparedHead]) -> list[PreparedHead]:
     """Heads with what their images do not show (beyond the field of view, a mouth lost in a dental artefact) filled in
     by the linear model of the heads that show it, so that no head teaches a hole."""
     template = load_template()
-    model = fit_linear([head.halved() for head in heads if head.whole] or [head.halved() for head in heads])
+    shown = [head for head in heads if head.whole] or heads
+    model = fit_linear([head.halved() for head in shown])
     grid, fine = coarse_grid(template), Grid(template.shape, template.affine)
     mouth = _mouth(template)
     out = []
     for head in heads:
-        unseen = ~head.inside if head.whole else ~head.inside | mouth
+        unseen = _unseen(head, mouth)
         distance = halved(head.distance)
         unseen_coarse = halved(unseen.astype(np.float32)) > 0
         known = reliable(distance, unseen_coarse, grid.spacing)
@@ -200,9 +201,19 @@ def completed(heads: list[PreparedHead]) -> list[PreparedHead]:
         filled = anchored(model.predict(seen), distance, known, grid.spacing)
         right = reliable(head.distance, unseen, template.spacing)
         distance = np.where(right, head.distance, upsampled(filled, grid, fine)).astype(np.float32)
-        dark = unseen & (distance < -2) & (head.image < 0.3)
-        out.append(replace(head, image=np.where(dark, template.tissue, head.image), distance=distance))
+        out.append(_with_skin(head, distance, unseen, template.tissue))
     return out
+
+
+def _unseen(head: PreparedHead, mouth: np.ndarray) -> np.ndarray:
+    """What a head's image does not show, (X, Y, Z) bool."""
+    return ~head.inside if head.whole else ~head.inside | mouth
+
+
+def _with_skin(head: PreparedHead, distance: np.ndarray, unseen: np.ndarray, tissue: np.ndarray) -> PreparedHead:
+    """A head with a skin filled in, and the average head's tissue where that makes ``unseen`` darkness its inside."""
+    dark = unseen & (distance < -2) & (head.image < 0.3)
+    return replace(head, image=np.where(dark, tissue, head.image), distance=distance)
 
 
 def _mouth(template: Template) -> np.ndarray:
@@ -383,14 +394,12 @@ def _complete(out: list[list[Hole]], number: int) -> None:
     model = fit_linear([hole.head for hole in shown], [hole.base for hole in shown])
     mouth, tissue = halved(_mouth(template).astype(np.float32)) > 0, halved(template.tissue)
     for own in out:
-        head, mask, base = own[number].head, own[number].mask, own[number].base
-        unseen = ~head.inside if head.whole else ~head.inside | mouth
+        hole, head = own[number], own[number].head
+        unseen = _unseen(head, mouth)
         known = reliable(head.distance, unseen, COARSE_MM)
-        filled = model.complete(base, Seen(head.distance, known, unseen))
+        filled = model.complete(hole.base, Seen(head.distance, known, unseen))
         distance = anchored(filled, head.distance, known, COARSE_MM)
-        dark = unseen & (distance < -2) & (head.image < 0.3)
-        head = replace(head, distance=distance, image=np.where(dark, tissue, head.image))
-        own[number] = Hole(head, mask, base)
+        own[number] = replace(hole, head=_with_skin(head, distance, unseen, tissue))
 
 
 # --- random heads ---------------------------------------------------------------------------------------------------
