@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,39 @@ def test_tissue_helps_where_no_skin_is_known():
     assert np.abs(sighted - maps[0]).mean() < 0.5 * np.abs(blind - maps[0]).mean()
 
 
+def test_the_way_the_average_was_bent_helps_too():
+    rng = np.random.default_rng(0)
+    shape = (12, 12, 12)
+    traits = rng.standard_normal(40)
+    maps = traits[:, None, None, None] * rng.standard_normal(shape)
+    bends = traits[:, None, None, None, None] * rng.standard_normal((3, *shape))
+    images, everything = np.zeros((40, *shape)), np.ones(shape, bool)
+    model = LinearFace.fit(maps[1:], 1.0, images[1:], everything, bends[1:])
+    seen = Seen(maps[0], np.zeros(shape, bool), image=images[0], visible=everything)
+    blind, sighted = model.predict(seen), model.predict(replace(seen, bend=bends[0]))
+    assert np.abs(sighted - maps[0]).mean() < 0.1 * np.abs(blind - maps[0]).mean()
+    hidden = replace(seen, visible=np.zeros(shape, bool), bend=bends[0])
+    np.testing.assert_allclose(model.predict(hidden), blind, atol=1e-5)
+
+
+def test_each_place_trusts_what_is_near_it():
+    rng = np.random.default_rng(0)
+    shape = (50, 4, 4)  # 200 mm long
+    near, far, both = rng.standard_normal((3, *shape))
+    near[10:], far[:40], both[10:40] = 0, 0, 0
+    traits = rng.standard_normal((3, 30))
+    maps = sum(t[:, None, None, None] * part for t, part in zip(traits, (0.3 * near, 0.3 * far, both), strict=True))
+    known = np.ones(shape, bool)
+    known[4:6] = False  # the hole is at the near end
+    head = both.copy()
+    head[40:] *= -1  # the far end tells another story
+    told = {}
+    for name, places in (("everywhere", []), ("near", [[5, 2, 2]])):
+        model = LinearFace.fit(maps, 1.0, places=places)
+        told[name] = np.abs(model.predict(Seen(head, known)) - both)[4:6].mean()
+    assert told["near"] < 0.5 * told["everywhere"]
+
+
 def test_air_that_the_cut_has_opened_is_not_taken_for_known():
     distance = np.full((30, 20, 20), -5.0)
     distance[:5] = 5.0
@@ -110,12 +144,17 @@ def test_anchoring_removes_the_step_and_keeps_the_far_end():
 
 
 def test_a_saved_model_comes_back_to_its_rounding(tmp_path):
-    model = LinearFace.fit(random_maps(20), ridge=2.0)
+    images, bends = np.random.default_rng(0).random((20, *SHAPE)), np.random.default_rng(1).random((20, 3, *SHAPE))
+    model = LinearFace.fit(random_maps(20), 2.0, images, np.ones(SHAPE, bool), bends, places=[[1, 2, 3]])
     save_linear(model, tmp_path)
     loaded, digest = load_linear(tmp_path)
     assert len(digest) == 64
     assert loaded.ridge == 2.0
-    np.testing.assert_allclose(loaded.modes, model.modes, atol=np.abs(model.modes).max() / 127)
+    for name in ("modes", "tissue_modes", "bend_modes"):
+        saved = getattr(model, name)
+        np.testing.assert_allclose(getattr(loaded, name), saved, atol=np.abs(saved).max() / 127)
+    np.testing.assert_allclose(loaded.bend_mean, model.bend_mean, atol=1e-3)
+    np.testing.assert_array_equal(loaded.places, model.places)
 
 
 def test_a_changed_file_is_refused(tmp_path):

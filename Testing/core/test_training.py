@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -28,7 +29,7 @@ from RefaceRiskLib.diffusion.dataset import (
 )
 from RefaceRiskLib.diffusion.denoisers import load_stage
 from RefaceRiskLib.diffusion.linear import LIMIT_MM, load_linear
-from RefaceRiskLib.diffusion.space import FINE_MM, face_grid, upsampled
+from RefaceRiskLib.diffusion.space import COARSE_MM, FINE_MM, coarse_grid, face_grid, upsampled
 from RefaceRiskLib.diffusion.stages import STAGES, CoarseStage, FineStage, MiddleStage
 from RefaceRiskLib.diffusion.training import ExampleMaker, train
 from RefaceRiskLib.diffusion.weights import load_weights
@@ -136,6 +137,53 @@ def test_holes_as_defacers_leave_them_come_first_in_the_space_of_the_defaced_hea
     # The linear model learns from the first: the same shift in each head is its mean.
     gain = linear_of(left).mean - linear_of([[hole] for hole in plain]).mean
     assert np.median(gain[np.abs(left[0][0].base) < 3]) == pytest.approx(1, abs=0.1)
+
+
+def test_how_the_average_was_bent_is_kept_mirrored_and_moved_along(loaded, tmp_path):
+    grid = coarse_grid(load_template())
+    bend = np.zeros((3, *grid.shape), np.float32)
+    bend[0, : grid.shape[0] // 2], bend[2] = 2.0, 1.0
+    head = replace(loaded[0].halved(), bend=bend)
+    Hole(head, head.distance < 0, head.distance).save(tmp_path)
+    kept = Hole.load(tmp_path / f"{head.name}.npz").head
+    np.testing.assert_array_equal(kept.bend, bend)
+    other = kept.mirrored().bend
+    assert (other[0, -1] == -2).all() and (other[0, 0] == 0).all() and (other[2] == 1).all()
+    for seed in range(4):  # mirrored or not: what is to the right goes to the right, or left to the left
+        *_, moved = warped(head, grid.shape, (0, 0, 0), COARSE_MM, np.random.default_rng(seed), others=(bend,))
+        assert moved[0, 1].mean() > 1.5 or moved[0, -2].mean() < -1.5
+        np.testing.assert_allclose(moved[2], 1)
+
+
+@pytest.mark.parametrize(("share", "gain"), [(2.0, 0.5), (0.5, 1.0), (-1.0, 0.0)])
+def test_a_network_is_believed_as_far_as_it_is_right_on_heads_it_was_not_shown(loaded, tmp_path, share, gain):
+    """``share`` : what a made-up network takes for the residual, as a multiple of the true one."""
+    left = holes(loaded[:2], tmp_path, count=1)
+    maker = ExampleMaker("coarse", CoarseStage(spread=(10.0,) * 16), loaded[:2], left)
+    maker.unshown = [0, 1]
+    truths = [maker.seen_through(own[0], linear).target for own, linear in zip(left, maker.linear, strict=True)]
+
+    class Known(torch.nn.Linear):
+        def forward(self, x, condition, log_snr):
+            self.calls = getattr(self, "calls", 0) + 1
+            return share * truths[(self.calls - 1) // training.GAIN_CALLS]
+
+    assert training.measured_gain(maker, Known(1, 1), -8.0) == pytest.approx(gain, abs=0.02)
+
+
+def test_a_gain_moves_the_mean_of_distances_and_nothing_else():
+    stage = CoarseStage(gain=0.25)
+    generator = torch.Generator().manual_seed(0)
+    mean, noise = torch.randn(2, 1, 16, 4, 4, 4, generator=generator)
+    believed = stage.believed(mean + noise, mean)
+    torch.testing.assert_close(believed[:, :8], 0.25 * mean[:, :8] + noise[:, :8])
+    torch.testing.assert_close(believed[:, 8:], mean[:, 8:] + noise[:, 8:])
+    assert CoarseStage.from_dict(json.loads(json.dumps(stage.to_dict()))) == stage
+
+
+def test_one_head_in_six_is_not_shown_to_a_network_if_there_are_enough():
+    assert training.unshown(11) == []
+    assert training.unshown(14) == [0, 6, 12]
 
 
 @pytest.mark.parametrize("stage", [CoarseStage(), MiddleStage(), FineStage()])

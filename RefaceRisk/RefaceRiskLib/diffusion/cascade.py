@@ -26,7 +26,7 @@ from ..volumes import Volume, check_head
 from .following import FollowedSkin
 from .layers import Face, Layer, mean_face
 from .linear import LinearFace, Seen, anchored, load_linear
-from .space import COARSE_MM, FINE_MM, CanonicalHead, View, canonical, cropped, face_grid, halved, upsampled
+from .space import COARSE_MM, FINE_MM, CanonicalHead, View, bend_of, canonical, cropped, face_grid, halved, upsampled
 
 BUILT_IN = ("reference", "linear", "average")
 DEFAULT_STEPS = 8
@@ -200,7 +200,8 @@ class _Task:
         head = canonical(defaced, removed, registration, template)
         coarse = head.view.halved()
         average = FollowedSkin.of(template, coarse.image, coarse.missing, coarse.removed)
-        seen = Seen(coarse.distance, coarse.known, coarse.removed, coarse.image, ~coarse.missing)
+        bend = bend_of(registration)
+        seen = Seen(coarse.distance, coarse.known, coarse.removed, coarse.image, ~coarse.missing, bend)
         start = anchored(model.linear.complete(average.coarse, seen), coarse.distance, coarse.known, COARSE_MM)
         return cls(defaced, removed, registration, template, head, coarse, average, start)
 

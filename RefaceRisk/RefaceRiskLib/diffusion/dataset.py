@@ -23,6 +23,7 @@ from scipy import ndimage
 from ..defacing import deface
 from ..defacing import prepare as register_for_defacing
 from ..errors import RefaceRiskError
+from ..geometry import transform_points
 from ..progress import OnProgress, report
 from ..registration import deformed_beside_face, register
 from ..synthesis import t1w_from_labels
@@ -31,7 +32,7 @@ from ..template_build import FULL_LABEL_HEADS, HELD_OUT
 from ..volumes import Volume, load
 from .following import FollowedSkin
 from .linear import LIMIT_MM, LinearFace, Seen, anchored, reliable
-from .space import COARSE_MM, FINE_MM, canonical, coarse_grid, face_grid, halved, is_fine, upsampled
+from .space import COARSE_MM, FINE_MM, bend_of, canonical, coarse_grid, face_grid, halved, is_fine, upsampled
 
 FOLDS = 6
 # Each head is shown as these leave it, MRI_Deface first: after that one the linear model is fitted, for all of them.
@@ -47,7 +48,8 @@ class PreparedHead:
     """A whole head on the template's grid, or at 4 mm.
 
     image : brain units. distance : mm to the skin, clipped at LIMIT_MM. inside : the field of view. whole : False for a
-    head whose mouth is hidden by a dental artefact.
+    head whose mouth is hidden by a dental artefact. bend : (3, X, Y, Z) mm at 4 mm, how its registration bent the
+    average head, see :func:`RefaceRiskLib.diffusion.space.bend_of`.
     """
 
     name: str
@@ -55,24 +57,23 @@ class PreparedHead:
     distance: np.ndarray
     inside: np.ndarray
     whole: bool = True
+    bend: np.ndarray | None = None
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, **more: np.ndarray) -> None:
+        """Write ``folder/<name>.npz``, with ``more`` arrays beside its own."""
         temporary = folder / f".{self.name}.tmp.npz"
-        np.savez_compressed(
-            temporary,
-            image=self.image.astype(np.float16),
-            distance=self.distance.astype(np.float16),
-            inside=np.packbits(self.inside),
-            whole=self.whole,
-        )
+        arrays = {name: getattr(self, name) for name in ("image", "distance", "bend")}
+        arrays = {name: array.astype(np.float16) for name, array in arrays.items() if array is not None}
+        np.savez_compressed(temporary, inside=np.packbits(self.inside), whole=self.whole, **arrays, **more)
         temporary.replace(folder / f"{self.name}.npz")
 
     @classmethod
     def load(cls, path: Path) -> PreparedHead:
         with np.load(path, allow_pickle=False) as arrays:
-            image = arrays["image"].astype(np.float32)
-            inside = np.unpackbits(arrays["inside"], count=image.size).astype(bool).reshape(image.shape)
-            return cls(path.stem, image, arrays["distance"].astype(np.float32), inside, bool(arrays["whole"]))
+            image, distance = (arrays[name].astype(np.float32) for name in ("image", "distance"))
+            bend = arrays["bend"].astype(np.float32) if "bend" in arrays else None
+            inside = _unpacked(arrays["inside"], image.shape)
+            return cls(path.stem, image, distance, inside, bool(arrays["whole"]), bend)
 
     def halved(self) -> PreparedHead:
         """The same at 4 mm."""
@@ -80,7 +81,19 @@ class PreparedHead:
         return replace(self, image=halved(self.image), distance=halved(self.distance), inside=inside)
 
     def mirrored(self) -> PreparedHead:
-        return replace(self, image=self.image[::-1], distance=self.distance[::-1], inside=self.inside[::-1])
+        arrays = {name: mirrored(getattr(self, name)) for name in ("image", "distance", "inside")}
+        return replace(self, **arrays, bend=None if self.bend is None else mirrored(self.bend))
+
+
+def mirrored(array: np.ndarray) -> np.ndarray:
+    """A map (X, Y, Z), or a displacement (3, X, Y, Z), with left and right exchanged."""
+    if array.ndim == 3:
+        return array[::-1]
+    return array[:, ::-1] * np.array([-1, 1, 1], array.dtype).reshape(3, 1, 1, 1)
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
 def prepare(
@@ -124,7 +137,8 @@ def _prepare_one(name: str, path: Path, out: Path, seed: int) -> str:
             view = canonical(fine, None, registration, template).closer(face_grid(template, FINE_MM))
             PreparedHead(look, view.image, view.distance, view.inside).save(out / "fine")
         view = canonical(volume, None, registration, template).view
-        head = PreparedHead(name, view.image, view.distance, view.inside, not _mouth_is_hidden(path))
+        whole = not _mouth_is_hidden(path)
+        head = PreparedHead(name, view.image, view.distance, view.inside, whole, bend_of(registration))
         _save_defaced(head, volume, template, out / "defaced")
         head.save(out)  # last: with it a head is done
     return name
@@ -140,7 +154,8 @@ def _save_defaced(head: PreparedHead, volume: Volume, template: Template, folder
             whole = canonical(volume, None, registration, template).view.halved()
             left = canonical(defaced.volume, defaced.removed, registration, template).view.halved()
             average = FollowedSkin.of(template, left.image, left.missing, left.removed)
-            shown = PreparedHead(f"{head.name}_{method}", whole.image, whole.distance, whole.inside, head.whole)
+            name, bend = f"{head.name}_{method}", bend_of(registration)
+            shown = PreparedHead(name, whole.image, whole.distance, whole.inside, head.whole, bend)
             Hole(shown, left.removed, average.coarse).save(folder)
     except RefaceRiskError:
         return
@@ -223,18 +238,27 @@ def _mouth(template: Template) -> np.ndarray:
     return (np.abs(x) < 42) & (y > tip[1] - 75) & (z < tip[2] - 14) & (z > chin[2] - 4)
 
 
-def fit_linear(heads: list[PreparedHead], bases: list[np.ndarray] | None = None, ridge: float = 1000.0) -> LinearFace:
+def fit_linear(heads: list[PreparedHead], bases: list[np.ndarray] | None = None, ridge: float = 500.0) -> LinearFace:
     """The linear model of these heads, at 4 mm, and their mirror images; of what differs from their ``bases``, if
     given."""
     template = load_template()
     face = template.region("removable") | template.face_mask | template.ears
     near = distance_map(halved(face.astype(np.float32)) > 0.5, coarse_grid(template).spacing) < 40
     near &= halved(template.skin_distance) < 8
-    maps, images = (np.stack([getattr(head, name) for head in heads]) for name in ("distance", "image"))
+    both = [*heads, *(head.mirrored() for head in heads)]
+    maps, images = (np.stack([getattr(head, name) for head in both]) for name in ("distance", "image"))
+    bends = None if any(head.bend is None for head in both) else np.stack([head.bend for head in both])
     if bases is not None:
-        maps = np.clip(maps, -LIMIT_MM, LIMIT_MM) - np.stack(bases)
-    both = (np.concatenate([array, array[:, ::-1]]) for array in (maps, images))
-    return LinearFace.fit(next(both), ridge, next(both), near)
+        maps = np.clip(maps, -LIMIT_MM, LIMIT_MM) - np.stack([*bases, *map(mirrored, bases)])
+    return LinearFace.fit(maps, ridge, images, near, bends, _places(template))
+
+
+def _places(template: Template) -> np.ndarray:
+    """Places of the face (P, 3), in voxels at 4 mm: four on the midline, three on each cheek."""
+    nasion, tip, chin = (template.landmarks[name] for name in ("nasion", "nose_tip", "chin"))
+    cheek = [[35, tip[1] - 25, z] for z in (tip[2] + 15, tip[2] - 20, chin[2] + 10)]
+    points = np.array([nasion, tip, (tip + chin) / 2, chin, *cheek, *(np.array(cheek) * [-1, 1, 1])])
+    return transform_points(np.linalg.inv(coarse_grid(template).affine), points)
 
 
 # --- random removals ------------------------------------------------------------------------------------------------
@@ -326,21 +350,13 @@ class Hole:
     base: np.ndarray
 
     def save(self, folder: Path) -> None:
-        temporary = folder / f".{self.head.name}.tmp.npz"
-        head = {name: np.asarray(getattr(self.head, name), np.float16) for name in ("image", "distance")}
-        masks = {"inside": np.packbits(self.head.inside), "mask": np.packbits(self.mask)}
-        np.savez_compressed(temporary, base=self.base.astype(np.float16), whole=self.head.whole, **head, **masks)
-        temporary.replace(folder / f"{self.head.name}.npz")
+        self.head.save(folder, mask=np.packbits(self.mask), base=self.base.astype(np.float16))
 
     @classmethod
     def load(cls, path: Path) -> Hole:
+        head = PreparedHead.load(path)
         with np.load(path, allow_pickle=False) as arrays:
-            image, distance, base = (arrays[name].astype(np.float32) for name in ("image", "distance", "base"))
-            inside, mask = (
-                np.unpackbits(arrays[name], count=base.size).astype(bool).reshape(base.shape)
-                for name in ("inside", "mask")
-            )
-            return cls(PreparedHead(path.stem, image, distance, inside, bool(arrays["whole"])), mask, base)
+            return cls(head, _unpacked(arrays["mask"], head.image.shape), arrays["base"].astype(np.float32))
 
 
 def holes(
@@ -432,10 +448,10 @@ def warped(
     others: tuple[np.ndarray, ...] = (),
 ) -> tuple[np.ndarray, ...]:
     """(image, distance, inside) of a randomly mirrored, bent and relit head, on the box of ``shape`` from voxel
-    ``first`` (3,) on, then the ``others`` (X, Y, Z) float, bent alike. ``spacing`` : of the head's arrays, mm.
-    Distances change little under so smooth a bend."""
+    ``first`` (3,) on, then the ``others``, (X, Y, Z) or (3, X, Y, Z) float, bent alike. ``spacing`` : of the head's
+    arrays, mm. Distances change little under so smooth a bend."""
     if rng.random() < 0.5:
-        head, others = head.mirrored(), tuple(array[::-1] for array in others)
+        head, others = head.mirrored(), tuple(map(mirrored, others))
     centre = ((np.array(head.image.shape) - 1) / 2).astype(np.float32).reshape(3, 1, 1, 1)
     axes = [np.arange(f, f + n, dtype=np.float32) for f, n in zip(first, shape, strict=True)]
     matrix = np.eye(3) + rng.normal(0, 0.02, (3, 3))
@@ -443,15 +459,14 @@ def warped(
     index = np.tensordot(matrix.astype(np.float32), np.stack(np.meshgrid(*axes, indexing="ij")) - centre, axes=1)
     bend = rng.uniform(0, strength_mm) / spacing
     index += centre + shift.astype(np.float32) + bend * np.stack([smooth_noise(shape, 5, rng) for _ in range(3)])
-    image, distance, inside, *others = (
-        ndimage.map_coordinates(array, index, order=1, mode=mode, cval=0)
-        for array, mode in (
-            (head.image, "constant"),
-            (head.distance, "nearest"),
-            (head.inside.astype(np.float32), "constant"),
-            *((array, "nearest") for array in others),
-        )
-    )
+
+    def moved(array: np.ndarray, mode: str) -> np.ndarray:
+        if array.ndim == 4:
+            return np.stack([moved(component, mode) for component in array])
+        return ndimage.map_coordinates(array, index, order=1, mode=mode, cval=0)
+
+    image, inside = moved(head.image, "constant"), moved(head.inside.astype(np.float32), "constant")
+    distance, *others = (moved(array, "nearest") for array in (head.distance, *others))
     image = np.clip(image, 0, 3) ** rng.uniform(0.8, 1.25) * np.exp(0.12 * smooth_noise(shape, 3, rng))
     image += rng.uniform(0, 0.04) * rng.standard_normal(shape, dtype=np.float32)
     image = np.clip(image, 0, 3).astype(np.float32)

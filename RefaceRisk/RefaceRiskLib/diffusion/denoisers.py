@@ -35,7 +35,7 @@ def load_stage(folder: Path, name: str) -> tuple[LoadedStage, str]:
     """A trained stage and the sha256 of its weights. Raises RefaceRiskError for missing or damaged files."""
     loaded = load_weights(folder)
     try:
-        stage = STAGES[name](**{key: tuple(value) for key, value in loaded.config["stage"].items()})
+        stage = STAGES[name].from_dict(loaded.config["stage"])
         denoiser = build_network(stage.network)
         bounds = float(loaded.config["log_snr_min"]), float(loaded.config["log_snr_max"])
     except (KeyError, TypeError, ValueError) as error:
@@ -138,13 +138,19 @@ class _Run:
             told = (f"{name} stage{self.which}", step, of, f"on {self.device}")
             report(self.on_progress, *told, lambda: self.task.skin(layer(x0)))
 
+        def mean(on_step=None) -> torch.Tensor:
+            return expected(denoise, noise, loaded.log_snr_min, self.steps, project=project, on_step=on_step)
+
         report(self.on_progress, f"{name} stage{self.which}", 0, self.steps, f"on {self.device}")
         project = stage.project(example)
         if self.temperature == 0:
-            x0 = expected(denoise, noise, loaded.log_snr_min, self.steps, project=project, on_step=on_step)
+            x0 = mean(on_step)
+            x0 = stage.believed(x0, x0)
         else:
             log_snrs = sampling_grid(self.steps, loaded.log_snr_max, loaded.log_snr_min)
             x0 = dpm_solver_pp_2m(denoise, self.temperature * noise(), log_snrs, project=project, on_step=on_step)
+            if stage.gain < 1:
+                x0 = stage.believed(x0, mean())
         drawn = layer(x0)
         if isinstance(stage, CoarseStage):
             return drawn

@@ -1,11 +1,12 @@
 """The linear model: the removed part of a face's signed-distance map, by ridge regression on what is left of the head.
 
 A head is a vector of signed distances to its skin (mm, negative inside, clipped) at the voxels of a shell around the
-average skin, relative to the average skin bent to follow what is left of the head (:mod:`.following`), and of locally
-normalised tissue intensities around the face, on the 4 mm grid of template space. Its
-distribution over heads is modelled as a low-rank Gaussian (probabilistic PCA, Tipping & Bishop 1999): x = mean + modes
-z + noise. Conditioning that Gaussian on the voxels that a defacer left is exactly ridge regression of the removed
-voxels on the known ones, and one fitted model serves every mask. No torch.
+average skin, relative to the average skin bent to follow what is left of the head (:mod:`.following`), of locally
+normalised tissue intensities around the face, and of the displacement that laid the average head's tissue onto it
+there, on the 4 mm grid of template space. Its distribution over heads is modelled as a low-rank Gaussian (probabilistic
+PCA, Tipping & Bishop 1999): x = mean + modes z + noise. Conditioning that Gaussian on the voxels that a defacer left is
+exactly ridge regression of the removed voxels on the known ones, and one fitted model serves every mask. It is
+conditioned anew for each of a few places of the face, with most trust in what is near that place. No torch.
 """
 
 from __future__ import annotations
@@ -26,8 +27,17 @@ LIMIT_MM = 12.0
 # Known voxels are trusted less the farther they lie from the hole (a quarter at this distance): heads differ in more
 # ways than a few dozen examples can teach, and the rim says most about what it borders on.
 REACH_MM = 10.0
-# Weight of a normalised intensity (unit variance) against a squared millimetre; chosen by leaving heads out.
+# Weight of a normalised intensity (unit variance) and of a displacement (mm) against a squared millimetre of skin; as
+# what follows chosen by leaving training heads out.
 TISSUE_WEIGHT = 100.0
+BEND_WEIGHT = 0.5
+# The displacement is smooth: one voxel in eight tells it, and tells of farther than the skin does.
+BEND_STRIDE = 2
+BEND_REACH_MM = 20.0
+# What lies so far from a place of the face counts e^-1/2 there, but never less than the floor.
+PLACE_REACH_MM = 50.0
+PLACE_FLOOR = 0.1
+PLACE_MM = 25.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,8 @@ class Seen:
     """What is left of a head, (X, Y, Z) arrays at 4 mm.
 
     distance : mm, right where ``known`` (bool). hole : bool, what the defacer took; None trusts all voxels alike.
-    image : brain units, right where ``visible`` (bool); None leaves tissue out.
+    image : brain units, right where ``visible`` (bool); None leaves tissue out. bend : (3, X, Y, Z) mm, displacement of
+    the average head's tissue to the head's, see :func:`RefaceRiskLib.diffusion.space.bend_of`; None leaves it out.
     """
 
     distance: np.ndarray
@@ -43,15 +54,18 @@ class Seen:
     hole: np.ndarray | None = None
     image: np.ndarray | None = None
     visible: np.ndarray | None = None
+    bend: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LinearFace:
-    """Low-rank Gaussian over signed distances, relative to some base, and tissue.
+    """Low-rank Gaussian over signed distances, relative to some base, tissue, and displacement.
 
     mean : (X, Y, Z) float32, mm. shell : (X, Y, Z) bool, voxels that vary. modes : (K, N) float32, N = shell.sum(), one
     standard deviation each, mm. ridge : noise variance (mm^2) of a known voxel at the rim of the hole.
     tissue_mean, tissue_modes : (M,) and (K, M), the same for normalised intensity in ``near`` (X, Y, Z) bool.
+    bend_mean, bend_modes : (3 B,) and (K, 3 B), the same for the displacement (mm) in one of eight voxels of ``near``.
+    places : (P, 3) voxels, where the Gaussian is conditioned; none conditions it once, for the whole head.
     """
 
     mean: np.ndarray
@@ -61,26 +75,42 @@ class LinearFace:
     near: np.ndarray
     tissue_mean: np.ndarray
     tissue_modes: np.ndarray
+    bend_mean: np.ndarray
+    bend_modes: np.ndarray
+    places: np.ndarray
     spacing: float = 4.0
 
     @classmethod
     def fit(
-        cls, maps: np.ndarray, ridge: float, images: np.ndarray | None = None, near: np.ndarray | None = None
+        cls,
+        maps: np.ndarray,
+        ridge: float,
+        images: np.ndarray | None = None,
+        near: np.ndarray | None = None,
+        bends: np.ndarray | None = None,
+        places: np.ndarray = (),
     ) -> LinearFace:
-        """Fit to maps (H, X, Y, Z) of H heads, mm, less their bases, and images (H, X, Y, Z) in the region ``near``."""
+        """Fit to maps (H, X, Y, Z) of H heads, mm, less their bases; images (H, X, Y, Z) and displacements
+        (H, 3, X, Y, Z) in the region ``near``."""
+        count = len(maps)
         maps = np.clip(maps, -LIMIT_MM, LIMIT_MM)
-        near = np.zeros(maps.shape[1:], bool) if images is None else near
-        tissue = np.zeros((len(maps), 0)) if images is None else np.stack([normalised(i)[near] for i in images])
-        mean, tissue_mean = maps.mean(axis=0), tissue.mean(axis=0)
+        near = np.zeros(maps.shape[1:], bool) if near is None else near
         shell = maps.std(axis=0) > 0.05
-        distances = (maps[:, shell] - mean[shell]) / np.sqrt(len(maps))
-        tissue = (tissue - tissue_mean) / np.sqrt(len(maps))
+        tissue = np.zeros((count, 0)) if images is None else np.stack([normalised(image)[near] for image in images])
+        bend = np.zeros((count, 0)) if bends is None else np.stack([one[:, _thinned(near)].ravel() for one in bends])
+        mean = maps.mean(axis=0)
+        distances, tissue_mean, bend_mean = maps[:, shell], tissue.mean(axis=0), bend.mean(axis=0)
+        parts = [distances - mean[shell], tissue - tissue_mean, bend - bend_mean]
+        parts = [part / np.sqrt(count) for part in parts]
         # Few heads, many voxels: the eigenvectors of the small Gram matrix give the modes.
-        values, vectors = np.linalg.eigh(distances @ distances.T + TISSUE_WEIGHT * tissue @ tissue.T)
+        weights = (1.0, TISSUE_WEIGHT, BEND_WEIGHT * BEND_STRIDE**3)
+        values, vectors = np.linalg.eigh(sum(w * part @ part.T for w, part in zip(weights, parts, strict=True)))
         turn = vectors[:, values > 1e-6 * values.max()].T
-        modes, tissue_modes = (turn @ part for part in (distances, tissue))
-        arrays = (mean, shell, modes, ridge, near, tissue_mean, tissue_modes)
-        return cls(*(a.astype(np.float32) if getattr(a, "dtype", None) == np.float64 else a for a in arrays))
+        modes, tissue_modes, bend_modes = ((turn @ part).astype(np.float32) for part in parts)
+        means = (one.astype(np.float32) for one in (mean, tissue_mean, bend_mean))
+        mean, tissue_mean, bend_mean = means
+        places = np.asarray(places, np.float32).reshape(-1, 3)
+        return cls(mean, shell, modes, ridge, near, tissue_mean, tissue_modes, bend_mean, bend_modes, places)
 
     def complete(self, base: np.ndarray, seen: Seen) -> np.ndarray:
         """The whole signed-distance map, (X, Y, Z) float32 mm, of a head whose ``base`` was bent to what was seen."""
@@ -93,30 +123,64 @@ class LinearFace:
         It is smooth across the border of what is known and does not repeat the known values exactly; see
         :func:`anchored` for that.
         """
+        blocks = self._blocks(seen)
         full = self.mean.copy()
-        full[self.shell] += self.coefficients(seen).astype(np.float32) @ self.modes
+        if not len(self.places):
+            full[self.shell] += self._coefficients(blocks, np.ones(1, np.float32)) @ self.modes
+            return full
+        away = [self._away(place) for place in self.places]
+        shares = np.stack([np.exp(-(one[self.shell] ** 2) / (2 * PLACE_MM**2)) + 1e-9 for one in away])
+        closeness = [np.maximum(np.exp(-(one**2) / (2 * PLACE_REACH_MM**2)), PLACE_FLOOR) for one in away]
+        answers = np.stack([self._coefficients(blocks, one) for one in closeness]) @ self.modes
+        full[self.shell] += (shares * answers).sum(axis=0) / shares.sum(axis=0)
         return full
 
-    def coefficients(self, seen: Seen) -> np.ndarray:
-        """Conditional mean of z (K,), given what was seen."""
-        if seen.hole is None or not seen.hole.any():
-            trust = np.ones(seen.known.shape, np.float32)
-        else:
-            away = distance_to(seen.hole, self.spacing)
-            trust = ((1 + (away / REACH_MM) ** 2) ** -2).astype(np.float32)
-        known = seen.known[self.shell]
+    def _away(self, place: np.ndarray) -> np.ndarray:
+        """Distance (X, Y, Z) float32, mm, of each voxel from a place (3,) in voxels."""
+        axes = (np.square(np.arange(n, dtype=np.float32) - p) for n, p in zip(self.shell.shape, place, strict=True))
+        return self.spacing * np.sqrt(sum(np.ix_(*axes)))
+
+    def _blocks(self, seen: Seen) -> list[tuple]:
+        """(modes, voxels, weights, values) of each kind of thing that was seen; voxels index (X, Y, Z), flat."""
+        away = None if seen.hole is None or not seen.hole.any() else distance_to(seen.hole, self.spacing).ravel()
+
+        def trust(voxels: np.ndarray, reach: float) -> np.ndarray:
+            if away is None:
+                return np.ones(len(voxels), np.float32)
+            return ((1 + (away[voxels] / reach) ** 2) ** -2).astype(np.float32)
+
+        known, voxels = seen.known[self.shell], np.flatnonzero(self.shell & seen.known)
         observed = np.clip(seen.distance, -LIMIT_MM, LIMIT_MM)[self.shell][known] - self.mean[self.shell][known]
-        blocks = [(self.modes[:, known], trust[self.shell][known], observed)]
-        if seen.image is not None:
-            visible = seen.visible[self.near]
+        blocks = [(self.modes[:, known], voxels, trust(voxels, REACH_MM), observed)]
+        if seen.image is not None and len(self.tissue_mean):
+            visible, voxels = seen.visible[self.near], np.flatnonzero(self.near & seen.visible)
             tissue = normalised(np.where(seen.visible, seen.image, 0))[self.near][visible] - self.tissue_mean[visible]
-            blocks.append((self.tissue_modes[:, visible], TISSUE_WEIGHT * trust[self.near][visible], tissue))
+            blocks.append((self.tissue_modes[:, visible], voxels, TISSUE_WEIGHT * trust(voxels, REACH_MM), tissue))
+        if seen.bend is not None and len(self.bend_mean):
+            few = _thinned(self.near)
+            visible, voxels = np.tile(seen.visible[few], 3), np.flatnonzero(few & seen.visible)
+            bend = (seen.bend[:, few].ravel() - self.bend_mean)[visible]
+            weight = BEND_WEIGHT * BEND_STRIDE**3 * np.tile(trust(voxels, BEND_REACH_MM), 3)
+            blocks.append((self.bend_modes[:, visible], np.tile(voxels, 3), weight, bend))
+        return blocks
+
+    def _coefficients(self, blocks: list[tuple], closeness: np.ndarray) -> np.ndarray:
+        """Conditional mean of z (K,) float32, with the trust in each voxel times its ``closeness`` (X, Y, Z)."""
         normal, right = self.ridge * np.eye(len(self.modes)), np.zeros(len(self.modes))
-        for design, weight, values in blocks:
-            weighted = design * weight
+        closeness = closeness.ravel()
+        for design, voxels, weight, values in blocks:
+            weighted = design * (weight * (closeness[voxels] if len(closeness) > 1 else closeness))
             normal += weighted @ design.T
             right += weighted @ values
-        return np.linalg.solve(normal, right)
+        return np.linalg.solve(normal, right).astype(np.float32)
+
+
+def _thinned(region: np.ndarray) -> np.ndarray:
+    """One of BEND_STRIDE^3 voxels of a region, (X, Y, Z) bool."""
+    few = np.zeros_like(region)
+    every = (slice(None, None, BEND_STRIDE),) * 3
+    few[every] = region[every]
+    return few
 
 
 def normalised(image: np.ndarray, sigma: float = 2.5) -> np.ndarray:
@@ -172,9 +236,10 @@ def anchored(
 def save_linear(model: LinearFace, folder: Path, **record) -> None:
     """Write ``modes.npz`` (modes as int8 with one scale each) and ``config.json`` with its sha256."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"mean": np.rint(model.mean * 1000).astype(np.int16), "tissue_mean": model.tissue_mean.astype(np.float16)}
+    arrays = {"mean": np.rint(model.mean * 1000).astype(np.int16), "places": model.places}
+    arrays |= {name: getattr(model, name).astype(np.float16) for name in ("tissue_mean", "bend_mean")}
     arrays |= {"shell": np.packbits(model.shell), "near": np.packbits(model.near)}
-    for name in ("modes", "tissue_modes"):
+    for name in ("modes", "tissue_modes", "bend_modes"):
         modes = getattr(model, name)
         scale = np.maximum(np.abs(modes).max(axis=1, initial=0), 1e-12) / 127
         arrays |= {name: np.rint(modes / scale[:, None]).astype(np.int8), f"{name}_scale": scale.astype(np.float32)}
@@ -205,8 +270,12 @@ def load_linear(folder: Path) -> tuple[LinearFace, str]:
             np.unpackbits(arrays[name], count=int(np.prod(shape))).astype(bool).reshape(shape)
             for name in ("shell", "near")
         )
-        modes, tissue_modes = (
-            arrays[name].astype(np.float32) * arrays[f"{name}_scale"][:, None] for name in ("modes", "tissue_modes")
+        modes, tissue_modes, bend_modes = (
+            arrays[name].astype(np.float32) * arrays[f"{name}_scale"][:, None]
+            for name in ("modes", "tissue_modes", "bend_modes")
         )
-        mean, tissue_mean = arrays["mean"].astype(np.float32) / 1000, arrays["tissue_mean"].astype(np.float32)
-    return LinearFace(mean, shell, modes, float(config["ridge"]), near, tissue_mean, tissue_modes), digest
+        tissue_mean, bend_mean = (arrays[name].astype(np.float32) for name in ("tissue_mean", "bend_mean"))
+        mean, places = arrays["mean"].astype(np.float32) / 1000, arrays["places"]
+    ridge = float(config["ridge"])
+    fitted = (mean, shell, modes, ridge, near, tissue_mean, tissue_modes, bend_mean, bend_modes, places)
+    return LinearFace(*fitted), digest

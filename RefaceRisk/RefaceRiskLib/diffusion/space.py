@@ -68,6 +68,13 @@ def first_voxel(grid: Grid, box: Grid) -> np.ndarray:
     return np.rint((box.affine[:3, 3] - grid.affine[:3, 3]) / grid.spacing).astype(int)
 
 
+def bend_of(registration: Registration) -> np.ndarray | None:
+    """Displacement of the average head's tissue to the head's, after the affine, (3, X, Y, Z) float32 mm at 4 mm."""
+    if registration.displacement is None:
+        return None
+    return np.stack([halved(component) for component in np.moveaxis(registration.displacement, -1, 0)])
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A head in template space, (X, Y, Z) arrays on ``grid``.

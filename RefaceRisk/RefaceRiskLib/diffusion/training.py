@@ -8,6 +8,9 @@ use and kept under ``OUT/prepared``, as each defacer leaves them under ``OUT/pre
 ``OUT/prepared/holes``, the 1 mm ones in the face box under ``OUT/prepared/fine``. Each stage writes ``OUT/<stage>``:
 weights, ``checkpoint.safetensors`` to resume from, ``losses.tsv``, and TensorBoard's files where that is installed.
 
+One head in six is not shown to the coarse network: on those it is measured at the end how much of what it adds to the
+linear model's faces is to be believed (the stage's ``gain``).
+
 Everything random is a function of the seed and of the number of the example, so that a run that was interrupted ends
 with the weights of one that was not, and N processes of batch B see what one process of batch N * B sees.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +32,21 @@ from scipy import ndimage
 from ..errors import RefaceRiskError
 from ..progress import Cancelled, OnProgress, report
 from ..template import Grid, load_template
-from .dataset import Hole, MaskDrawer, PreparedHead, folds, holes, linear_of, load_fine, load_prepared, prepare, warped
-from .linear import LIMIT_MM, Seen, anchored, reliable, save_linear
+from .dataset import (
+    DEFACERS,
+    FOLDS,
+    Hole,
+    MaskDrawer,
+    PreparedHead,
+    folds,
+    holes,
+    linear_of,
+    load_fine,
+    load_prepared,
+    prepare,
+    warped,
+)
+from .linear import LIMIT_MM, LinearFace, Seen, anchored, reliable, save_linear
 from .space import COARSE_MM, FINE_MM, MIDDLE_MM, coarse_grid, face_grid, first_voxel, halved, upsampled
 
 if TYPE_CHECKING:
@@ -44,6 +60,8 @@ SAVE_EVERY_S = 60.0
 LEARNING_RATE = 6e-4
 # Examples on which the spread of a stage's residuals is measured before its training.
 PROBES = 12
+# Network calls for the mean of one hole.
+GAIN_CALLS = 4
 # The fine stage sees its face box in pieces of so many voxels a side; its network is convolutional.
 PATCH = 64
 
@@ -105,6 +123,8 @@ class ExampleMaker:
     def __init__(self, name: str, stage, heads: list[PreparedHead], left: list[list[Hole]] = ()) -> None:
         """``left`` : the holes of each head, needed for the coarse stage."""
         self.name, self.stage, self.heads = name, stage, heads
+        self.unshown = unshown(len(heads)) if name == "coarse" else []
+        self.shown = [number for number in range(len(heads)) if number not in self.unshown]
         self.template = load_template()
         self.masks = MaskDrawer(self.template)
         if name == "coarse":
@@ -115,20 +135,25 @@ class ExampleMaker:
             self.grid = face_grid(self.template, MIDDLE_MM if name == "middle" else FINE_MM)
 
     def make(self, rng: np.random.Generator) -> Example:
-        number = int(rng.integers(len(self.heads)))
+        number = self.shown[rng.integers(len(self.shown))]
         return getattr(self, f"_{self.name}")(number, rng)
 
     def _coarse(self, number: int, rng: np.random.Generator) -> Example:
         hole = self.left[number][rng.integers(len(self.left[number]))]
-        others = (hole.mask.astype(np.float32), hole.base)
-        image, distance, inside, mask, base = warped(
+        others = (hole.mask.astype(np.float32), hole.base, *([] if hole.head.bend is None else [hole.head.bend]))
+        image, distance, inside, mask, base, *bend = warped(
             hole.head, self.grid.shape, (0, 0, 0), COARSE_MM, rng, others=others
         )
-        removed = mask > 0.5
-        missing = removed | ~inside
+        head = PreparedHead(hole.head.name, image, distance, inside, bend=bend[0] if bend else None)
+        return self.seen_through(Hole(head, mask > 0.5, base), self.linear[number])
+
+    def seen_through(self, hole: Hole, linear: LinearFace) -> Example:
+        """The coarse example of a hole, which starts from what that linear model makes of it."""
+        image, distance, removed = hole.head.image, np.clip(hole.head.distance, -LIMIT_MM, LIMIT_MM), hole.mask
+        missing = removed | ~hole.head.inside
         known = reliable(distance, missing, COARSE_MM)
-        seen = Seen(distance, known, removed, image, ~missing)
-        start = anchored(self.linear[number].complete(base, seen), distance, known, COARSE_MM)
+        seen = Seen(distance, known, removed, image, ~missing, hole.head.bend)
+        start = anchored(linear.complete(hole.base, seen), distance, known, COARSE_MM)
         return self.stage.example(start, self.average, image * ~missing, missing, known, (distance, image))
 
     def _middle(self, number: int, rng: np.random.Generator) -> Example:
@@ -177,6 +202,43 @@ class ExampleMaker:
         return np.argwhere((np.abs(self.template.skin_distance) < 2) & self.template.surface_region)
 
 
+def unshown(heads: int) -> list[int]:
+    """Numbers of the heads that are not shown to a coarse network: one fold; none where there are but a few heads."""
+    return list(range(0, heads, FOLDS)) if heads >= 2 * FOLDS else []
+
+
+def measured_gain(maker: ExampleMaker, denoiser, lowest: float) -> float:
+    """How much of the mean residual that a coarse network puts out is true on heads it was not shown, 0 to 1.
+
+    The least-squares factor of a stacked predictor (Wolpert 1992, Breiman 1996) over what defacers leave of the
+    ``unshown`` heads of ``maker``, each started from the linear model of other heads. ``lowest`` : log-SNR at which the
+    mean is read.
+    """
+    import torch
+
+    from .network import half_precision
+    from .sampler import expected
+
+    device, products = next(denoiser.parameters()).device, []
+    generator = torch.Generator().manual_seed(0)
+    for number in maker.unshown:
+        for hole in maker.left[number][: len(DEFACERS)]:
+            example = maker.seen_through(hole, maker.linear[number])
+
+            def denoise(x: torch.Tensor, log_snr: float, example=example) -> torch.Tensor:
+                with half_precision(device):
+                    return denoiser(x.to(device), example.condition.to(device), log_snr).float().cpu()
+
+            def noise(example=example) -> torch.Tensor:
+                return torch.randn(example.target.shape, generator=generator)
+
+            with torch.no_grad():
+                mean = expected(denoise, noise, lowest, GAIN_CALLS, project=maker.stage.project(example))
+            products.append(maker.stage.slope(example, mean))
+    truth, own = np.sum(products, axis=0)
+    return round(float(np.clip(truth / own, 0, 1)), 3) if own > 0 else 0.0
+
+
 def _blurred(array: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Down to half resolution, noise added, and up again by cubic interpolation."""
     small = halved(array)
@@ -212,10 +274,11 @@ def _train_network(name, heads, left, folder, resume, steps, batch, seed, minute
             log.flush()
             save_checkpoint(checkpoint, step=step, parts=parts)
             config = {"stage": stage.to_dict(), "log_snr_min": low, "log_snr_max": high, "steps": step}
-            save_weights(folder, average.average, config | {"heads": len(heads)})
+            config |= {"heads": len(maker.shown), "unshown": [heads[number].name for number in maker.unshown]}
+            save_weights(folder, average.average, config)
 
     begun = saved = time.monotonic()
-    running = None
+    running, step = None, first
     for step in range(first + 1, steps + 1):
         drawn = [_draw(maker, seed, number) for number in _numbers(step - 1, batch, rank, world)]
         noisy, target, condition, weight, log_snr = _batch(stage, drawn, (low, high), seed, device)
@@ -252,6 +315,11 @@ def _train_network(name, heads, left, folder, resume, steps, batch, seed, minute
             raise
         if last:
             break
+    if rank == 0 and maker.unshown:
+        trained = build_network(stage.network).to(device)
+        average.copy_to(trained)
+        stage = replace(stage, gain=measured_gain(maker, trained.eval(), low))
+        write(step)
     return folder
 
 
