@@ -107,8 +107,7 @@ class LinearFace:
         values, vectors = np.linalg.eigh(sum(w * part @ part.T for w, part in zip(weights, parts, strict=True)))
         turn = vectors[:, values > 1e-6 * values.max()].T
         modes, tissue_modes, bend_modes = ((turn @ part).astype(np.float32) for part in parts)
-        means = (one.astype(np.float32) for one in (mean, tissue_mean, bend_mean))
-        mean, tissue_mean, bend_mean = means
+        mean, tissue_mean, bend_mean = (one.astype(np.float32) for one in (mean, tissue_mean, bend_mean))
         places = np.asarray(places, np.float32).reshape(-1, 3)
         return cls(mean, shell, modes, ridge, near, tissue_mean, tissue_modes, bend_mean, bend_modes, places)
 
@@ -124,14 +123,11 @@ class LinearFace:
         :func:`anchored` for that.
         """
         blocks = self._blocks(seen)
-        full = self.mean.copy()
-        if not len(self.places):
-            full[self.shell] += self._coefficients(blocks, np.ones(1, np.float32)) @ self.modes
-            return full
-        away = [self._away(place) for place in self.places]
-        shares = np.stack([np.exp(-(one[self.shell] ** 2) / (2 * PLACE_MM**2)) + 1e-9 for one in away])
+        away = [self._away(place) for place in self.places] or [np.zeros(self.shell.shape, np.float32)]
         closeness = [np.maximum(np.exp(-(one**2) / (2 * PLACE_REACH_MM**2)), PLACE_FLOOR) for one in away]
         answers = np.stack([self._coefficients(blocks, one) for one in closeness]) @ self.modes
+        shares = np.stack([np.exp(-(one[self.shell] ** 2) / (2 * PLACE_MM**2)) + 1e-9 for one in away])
+        full = self.mean.copy()
         full[self.shell] += (shares * answers).sum(axis=0) / shares.sum(axis=0)
         return full
 
@@ -167,9 +163,8 @@ class LinearFace:
     def _coefficients(self, blocks: list[tuple], closeness: np.ndarray) -> np.ndarray:
         """Conditional mean of z (K,) float32, with the trust in each voxel times its ``closeness`` (X, Y, Z)."""
         normal, right = self.ridge * np.eye(len(self.modes)), np.zeros(len(self.modes))
-        closeness = closeness.ravel()
         for design, voxels, weight, values in blocks:
-            weighted = design * (weight * (closeness[voxels] if len(closeness) > 1 else closeness))
+            weighted = design * (weight * closeness.ravel()[voxels])
             normal += weighted @ design.T
             right += weighted @ values
         return np.linalg.solve(normal, right).astype(np.float32)
