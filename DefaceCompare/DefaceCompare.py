@@ -240,9 +240,7 @@ class DefaceCompareWidget(Panel):
         item = self.ui.verdictTable.item(max(0, self.ui.verdictTable.currentRow()), 0)
         chosen = results.get(item.text() if item is not None else "", next(iter(results.values())))
         others = [node for node in self.ui.othersSelector.checkedNodes() if node.GetID() != chosen.original.GetID()]
-        self.tryTo(
-            lambda: self.logic.startCarry(chosen, others, onProgress=self.showProgress, onEnd=self.onEnd)
-        )
+        self.tryTo(lambda: self.logic.startCarry(chosen, others, onProgress=self.showProgress, onEnd=self.onEnd))
 
     def facesInScene(self) -> str:
         """Which heads still show their faces, in one line; empty when none does."""

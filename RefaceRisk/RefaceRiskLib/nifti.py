@@ -278,18 +278,12 @@ def four_d(path, shape) -> RefaceRiskError:
         f'for n, v in enumerate(nibabel.four_to_three(nibabel.squeeze_image(nibabel.load(sys.argv[2]))))]" '
         f"volume_ {quoted(path)}"
     )
-    return RefaceRiskError(
-        f"a {len(shape)}-D image ({' x '.join(map(str, shape))})", f"split it: {command}", path
-    )
+    return RefaceRiskError(f"a {len(shape)}-D image ({' x '.join(map(str, shape))})", f"split it: {command}", path)
 
 
 def quoted(name) -> str:
     """A file name for a POSIX shell."""
-    return (
-        '"'
-        + str(name).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
-        + '"'
-    )
+    return '"' + str(name).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`") + '"'
 
 
 def _scaling(fields: np.ndarray, path) -> tuple[float, float]:

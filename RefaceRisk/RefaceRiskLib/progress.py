@@ -160,9 +160,7 @@ def _bars(stream: TextIO) -> tuple[OnProgress, Callable[[], None]] | None:
     return show, close
 
 
-def _plain_lines(
-    stream: TextIO, clock: Callable[[], float] = time.monotonic, every: float = 2.0
-) -> OnProgress:
+def _plain_lines(stream: TextIO, clock: Callable[[], float] = time.monotonic, every: float = 2.0) -> OnProgress:
     time_left = TimeLeft(clock)
     stage: str | None = None
     said_at = 0.0

@@ -152,9 +152,7 @@ def _stored(values: np.ndarray, dtype: np.dtype, meta: Meta) -> np.ndarray:
         raise ValueError("intensities to store hold NaN or infinite values")
     if meta.slope != 1 or meta.intercept != 0:
         values = (np.asarray(values, np.float64) - meta.intercept) / meta.slope
-    return (
-        to_integers(values, dtype) if np.issubdtype(dtype, np.integer) else np.asarray(values).astype(dtype)
-    )
+    return to_integers(values, dtype) if np.issubdtype(dtype, np.integer) else np.asarray(values).astype(dtype)
 
 
 def load(path: str | os.PathLike) -> Volume:
@@ -172,9 +170,7 @@ def load(path: str | os.PathLike) -> Volume:
             _check_geometry(volume, path)
             _check_finite(volume, path)
     except OSError as error:
-        raise RefaceRiskError(
-            f"cannot be read ({error.strerror or error})", "check the file", path
-        ) from error
+        raise RefaceRiskError(f"cannot be read ({error.strerror or error})", "check the file", path) from error
     except MemoryError as error:
         raise RefaceRiskError("does not fit into memory", "use a computer with more memory", path) from error
     return volume
@@ -200,9 +196,7 @@ def _load_file(path: Path) -> Volume:
         meta = Meta(1.0, 0.0, "mgh", header, path.absolute(), digest)
     else:
         volume = from_sitk(_read_sitk(raw, extension, path))
-        return replace(
-            volume, meta=replace(volume.meta, format=extension[1:], path=path.absolute(), sha256=digest)
-        )
+        return replace(volume, meta=replace(volume.meta, format=extension[1:], path=path.absolute(), sha256=digest))
     return Volume(voxels, affine, meta)
 
 
@@ -233,9 +227,7 @@ def _unzipped(raw: bytes, reader: ModuleType, path: Path) -> bytes:
     except EOFError as error:
         raise RefaceRiskError("the gzip stream is cut off", "copy or download it again", path) from error
     except zlib.error as error:
-        raise RefaceRiskError(
-            f"the gzip stream is damaged ({error})", "copy or download it again", path
-        ) from error
+        raise RefaceRiskError(f"the gzip stream is damaged ({error})", "copy or download it again", path) from error
     if len(data) == promised + _LONGEST_TAIL:
         raise RefaceRiskError(
             f"the file goes on for more than {_LONGEST_TAIL} bytes after its voxels", "export it again", path
@@ -315,16 +307,12 @@ def save(volume: Volume, path: str | os.PathLike) -> Path:
         )
     source = volume.meta.path
     if source is not None and source.exists() and path.exists() and source.samefile(path):
-        raise RefaceRiskError(
-            "this is the input and is never overwritten", "choose another output name", path
-        )
+        raise RefaceRiskError("this is the input and is never overwritten", "choose another output name", path)
     with written_beside(path, extension) as temporary:
         if extension in (".nii", ".nii.gz"):
             header = volume.meta.header if volume.meta.format == "nifti" else None
             note = volume.meta.notes.get("description")
-            data = nifti.write(
-                volume.voxels, volume.affine, volume.meta.slope, volume.meta.intercept, header, note
-            )
+            data = nifti.write(volume.voxels, volume.affine, volume.meta.slope, volume.meta.intercept, header, note)
             temporary.write_bytes(_zipped(data) if extension == ".nii.gz" else data)
         elif extension in (".mgz", ".mgh"):
             header = volume.meta.header if volume.meta.format == "mgh" else None
@@ -368,9 +356,7 @@ def written_beside(path: Path, extension: str, make_folder: bool = False) -> Ite
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else _last_line(error)
-        raise RefaceRiskError(
-            f"cannot be written ({what})", "check the folder and its free space", path
-        ) from error
+        raise RefaceRiskError(f"cannot be written ({what})", "check the folder and its free space", path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -439,8 +425,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice
     if not boxes or boxes[0] is None:
         raise ValueError("an empty mask has no box")
     return tuple(
-        slice(max(0, s.start - margin), min(n, s.stop + margin))
-        for s, n in zip(boxes[0], np.shape(mask), strict=True)
+        slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(boxes[0], np.shape(mask), strict=True)
     )
 
 
@@ -462,9 +447,7 @@ def paste(small: Volume, into: Volume) -> Volume:
     """
     change = np.linalg.inv(into.affine) @ small.affine
     offset = np.round(change[:3, 3]).astype(int)
-    if not np.allclose(change[:3, :3], np.eye(3), atol=1e-4) or not np.allclose(
-        change[:3, 3], offset, atol=1e-2
-    ):
+    if not np.allclose(change[:3, :3], np.eye(3), atol=1e-4) or not np.allclose(change[:3, 3], offset, atol=1e-2):
         raise ValueError("the two volumes do not lie on the same lattice")
     here = [(max(0, o), min(n, o + m)) for o, n, m in zip(offset, into.shape, small.shape, strict=True)]
     target = tuple(slice(a, max(a, b)) for a, b in here)

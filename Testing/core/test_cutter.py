@@ -108,8 +108,14 @@ cuts = st.one_of(
     st.builds(Ball, vector, st.floats(0.1, 90)),
     st.builds(
         lambda centre, size, seed: Cuboid(
-            np.block([[np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0], np.array(centre)[:, None]],
-                      [np.zeros((1, 3)), np.ones((1, 1))]]), size),
+            np.block(
+                [
+                    [np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0], np.array(centre)[:, None]],
+                    [np.zeros((1, 3)), np.ones((1, 1))],
+                ]
+            ),
+            size,
+        ),
         vector,
         st.tuples(*[st.floats(0.1, 200)] * 3),
         st.integers(0, 99),

@@ -102,8 +102,6 @@ def test_a_pickle_is_never_executed_even_when_the_config_vouches_for_it(folder):
         load_weights(folder)
 
 
-
-
 def test_shapes_that_the_config_does_not_list_are_refused(folder):
     rewrite_config(folder, lambda r: r["weights"]["shapes"].update({"0.weight": [4, 4]}))
     with pytest.raises(RefaceRiskError, match=r"differ.*0\.weight"):

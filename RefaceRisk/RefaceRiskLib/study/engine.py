@@ -56,9 +56,7 @@ def engine(workers: int | None = None, scheduler: str | None = None, tasks: int 
         yield Engine(_in_this_process, 0)
         return
     if not has_dask():
-        raise RefaceRiskError(
-            f"--workers {asked} needs dask", "pip install 'MRIRefaceRisk[cluster]', or --workers 0"
-        )
+        raise RefaceRiskError(f"--workers {asked} needs dask", "pip install 'MRIRefaceRisk[cluster]', or --workers 0")
     with _embedded(workers) as found:
         yield found
 

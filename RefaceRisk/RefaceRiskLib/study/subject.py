@@ -126,9 +126,7 @@ class Subject:
                 "key": wanted[step],
                 **found,
                 "seconds": round(time.perf_counter() - began, 2),
-                "outputs": {
-                    path.relative_to(self.ledger.out).as_posix(): self.ledger.wrote(path) for path in outputs
-                },
+                "outputs": {path.relative_to(self.ledger.out).as_posix(): self.ledger.wrote(path) for path in outputs},
             }
             self.ledger.write(self.name, self.record)
         if not missing:  # touched, but the same
@@ -346,4 +344,3 @@ def _label(name: str) -> str:
     """A BIDS label, letters and digits only: mri_deface becomes mriDeface."""
     first, *rest = name.replace("-", "_").split("_")
     return "".join(c for c in first + "".join(part[:1].upper() + part[1:] for part in rest) if c.isalnum())
-
