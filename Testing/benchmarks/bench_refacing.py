@@ -35,6 +35,7 @@ from scipy.stats import wilcoxon
 from RefaceRiskLib.defacing import deface
 from RefaceRiskLib.demo import example_head
 from RefaceRiskLib.diffusion.cascade import Refacer
+from RefaceRiskLib.errors import RefaceRiskError
 from RefaceRiskLib.registration import Registration
 from RefaceRiskLib.surface.distance import distances
 from RefaceRiskLib.surface.extract import Surface
@@ -121,8 +122,9 @@ def print_faces(table: dict, subjects, methods) -> bool:
         print(f"\nmean distance to the original, mm, region {region}")
         print(f"{'defacer':12s}{'subject':14s}" + "".join(f"{image:>10s}" for image in images))
         for method in methods:
-            rows = [table[subject, method] for subject in subjects if (subject, method) in table]
-            for subject, row in zip(subjects, rows, strict=False):
+            own = {subject: table[subject, method] for subject in subjects if (subject, method) in table}
+            rows = list(own.values())
+            for subject, row in own.items():
                 print(f"{method:12s}{subject:14s}" + "".join(f"{row[image][region]:10.3f}" for image in images))
             middle = (np.median([row[image][region] for row in rows]) for image in images)
             print(f"{method:12s}{'median':14s}" + "".join(f"{value:10.3f}" for value in middle))
@@ -264,7 +266,11 @@ def run(options: argparse.Namespace, out: Path) -> bool:
         done = {(row["subject"], row["defacer"]) for row in kept(cases)}
         for method, subject in itertools.product(options.methods, options.subjects):
             if (subject, method) not in done:
-                append(cases, refaced(subject, method, out), COLUMNS)
+                try:
+                    append(cases, refaced(subject, method, out), COLUMNS)
+                except RefaceRiskError as error:  # a head that is refused is told, and counts as a miss
+                    good = False
+                    print(f"{method} {subject} was not refaced: {error}", flush=True)
                 print(f"{method} {subject}", file=sys.stderr, flush=True)
         table: dict = {}
         for row in kept(cases):
